@@ -1,0 +1,169 @@
+//! The records of the log, one struct per `.avsc` file; names and order of the fields are those of the schema.
+
+use crate::codec::{Invalid, Record};
+use crate::nearness::Place;
+use crate::{GatewayId, TimestampMs, UserId};
+use serde::{Deserialize, Serialize};
+
+/// One report of where a user is; without a position, that the user stopped sharing.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocationEvent {
+    /// Who.
+    pub user_id: UserId,
+    /// When, by the client's clock.
+    pub reported_at: TimestampMs,
+    /// When a gateway accepted it.
+    pub received_at: TimestampMs,
+    /// Where; `None` withdraws the user from every viewer.
+    pub position: Option<Position>,
+    /// How it came in.
+    pub source: Source,
+}
+
+/// A place and how well it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Latitude in 1e-7 degree.
+    pub lat_e7: i32,
+    /// Longitude in 1e-7 degree.
+    pub lon_e7: i32,
+    /// Radius of uncertainty in metres.
+    pub accuracy_m: Option<f32>,
+    /// Metres per second.
+    pub speed_mps: Option<f32>,
+    /// Degrees clockwise from true north.
+    pub heading_deg: Option<f32>,
+}
+
+impl Position {
+    /// The place alone.
+    pub fn place(&self) -> Place {
+        Place { lat_e7: self.lat_e7, lon_e7: self.lon_e7 }
+    }
+}
+
+/// How a report came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Source {
+    /// Written by somebody who did not say.
+    Unknown,
+    /// `POST /v1/locations`.
+    Http,
+    /// A `location` frame.
+    WebSocket,
+    /// `POST /owntracks`.
+    OwnTracks,
+}
+
+impl Record for LocationEvent {
+    const SCHEMA: &'static str = include_str!("../avro/location_event.avsc");
+    const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/location_event.v1.avsc")];
+
+    fn check(&self) -> Result<(), Invalid> {
+        check_user(self.user_id)?;
+        if let Some(position) = self.position {
+            position.place().check().map_err(|_| Invalid("position"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whom a user may see, in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FriendList {
+    /// Whose list it is.
+    pub user_id: UserId,
+    /// The friends.
+    pub friends: Vec<UserId>,
+    /// When it was accepted.
+    pub changed_at: TimestampMs,
+}
+
+impl FriendList {
+    /// The longest list that is accepted.
+    pub const FRIENDS_MAX: usize = 5_000;
+}
+
+impl Record for FriendList {
+    const SCHEMA: &'static str = include_str!("../avro/friend_list.avsc");
+    const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/friend_list.v1.avsc")];
+
+    fn check(&self) -> Result<(), Invalid> {
+        check_user(self.user_id)?;
+        if self.friends.len() > Self::FRIENDS_MAX {
+            return Err(Invalid("friends"));
+        }
+        self.friends.iter().try_for_each(|friend| check_user(*friend))
+    }
+}
+
+/// A user is connected to a gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Who.
+    pub user_id: UserId,
+    /// Where.
+    pub gateway: GatewayId,
+    /// A value greater than the one before asks for a snapshot.
+    pub ask: i64,
+}
+
+impl Session {
+    /// The record's key, `user/gateway`.
+    pub fn key(user: UserId, gateway: &GatewayId) -> String {
+        format!("{user}/{gateway}")
+    }
+
+    /// User and gateway out of a key; a tombstone has nothing else.
+    pub fn parse_key(key: &str) -> Option<(UserId, GatewayId)> {
+        let (user, gateway) = key.split_once('/')?;
+        Some((user.parse().ok()?, GatewayId::new(gateway).ok()?))
+    }
+}
+
+impl Record for Session {
+    const SCHEMA: &'static str = include_str!("../avro/session.avsc");
+    const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/session.v1.avsc")];
+
+    fn check(&self) -> Result<(), Invalid> {
+        check_user(self.user_id)?;
+        check_gateway(&self.gateway)
+    }
+}
+
+/// A gateway is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayHeartbeat {
+    /// Id, new at each start.
+    pub gateway: GatewayId,
+    /// WebSocket address that clients are told.
+    pub stream_url: String,
+    /// Base address of its HTTP routes.
+    pub http_url: String,
+    /// Open sockets now.
+    pub connections: i32,
+    /// Sockets it is willing to hold.
+    pub capacity: i32,
+    /// Takes no new clients.
+    pub draining: bool,
+    /// When it started.
+    pub started_at: TimestampMs,
+}
+
+impl Record for GatewayHeartbeat {
+    const SCHEMA: &'static str = include_str!("../avro/gateway_heartbeat.avsc");
+    const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/gateway_heartbeat.v1.avsc")];
+
+    fn check(&self) -> Result<(), Invalid> {
+        check_gateway(&self.gateway)
+    }
+}
+
+pub(crate) fn check_user(user: UserId) -> Result<(), Invalid> {
+    if user.0 < 0 { Err(Invalid("user id")) } else { Ok(()) }
+}
+
+fn check_gateway(gateway: &GatewayId) -> Result<(), Invalid> {
+    GatewayId::new(gateway.as_str()).map(drop).map_err(|_| Invalid("gateway"))
+}
