@@ -1,1 +1,38 @@
-//! placeholder
+//! What every service shares and nothing else: settings, Kafka access, the HTTP edge, tokens, logs, metrics, health.
+//!
+//! No business rule lives here. A service is a library with `start(settings, …)`, one pure module at its heart, and this
+//! crate around it.
+
+pub mod append;
+pub mod auth;
+pub mod dead_letters;
+pub mod health;
+pub mod http;
+pub mod kafka;
+pub mod logs;
+pub mod membership;
+pub mod metrics;
+pub mod problem;
+pub mod reader;
+pub mod settings;
+
+/// Asks everything that holds a clone to end in order.
+pub use tokio_util::sync::CancellationToken as Stop;
+
+/// Waits for SIGTERM or Ctrl-C and then asks for the stop.
+///
+/// # Errors
+/// If the process cannot listen to signals.
+pub fn stop_on_signals(stop: Stop) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending in order"),
+            _ = interrupt.recv() => tracing::info!("Ctrl-C: ending in order"),
+        }
+        stop.cancel();
+    });
+    Ok(())
+}

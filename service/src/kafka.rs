@@ -1,0 +1,251 @@
+//! Access to Kafka: client configurations, topics, reachability.
+
+use crate::health::Readiness;
+use crate::{Stop, settings::KafkaSettings};
+use nearby_schemas::topics::{TopicSpec, Topics};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use std::time::Duration;
+
+/// How long a request for metadata or offsets may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a record may wait for the broker's acknowledgement before the caller is told that it failed.
+pub const DELIVERY_TIMEOUT_MS: u32 = 10_000;
+/// How often the broker is looked after.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A Kafka cluster and the names of our topics in it.
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// HOST:PORT,…
+    pub brokers: String,
+    /// Names of the topics.
+    pub topics: Topics,
+    /// Prefix of consumer groups.
+    pub prefix: String,
+    /// librdkafka's mock cluster in this process: it cannot look up offsets by time and has no topic admin.
+    pub embedded: bool,
+}
+
+/// The cluster cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// Nobody answers.
+    #[error("Kafka at {brokers} cannot be reached: {source}")]
+    Unreachable {
+        /// As given.
+        brokers: String,
+        /// What the client said.
+        source: KafkaError,
+    },
+    /// A topic is not there.
+    #[error("the topics {} are missing at {brokers}: create them with `nearby topics create --brokers {brokers}`", .names.join(", "))]
+    MissingTopics {
+        /// As given.
+        brokers: String,
+        /// Which.
+        names: Vec<String>,
+    },
+    /// Creating a topic was refused.
+    #[error("topic {name} cannot be created: {reason}")]
+    Refused {
+        /// Which.
+        name: String,
+        /// The broker's word.
+        reason: String,
+    },
+}
+
+impl Kafka {
+    /// From the settings; connects to nothing yet.
+    pub fn from_settings(settings: &KafkaSettings) -> Kafka {
+        let prefix = settings.names.topic_prefix.clone();
+        Kafka { brokers: settings.brokers.clone(), topics: Topics::new(prefix.clone()), prefix, embedded: false }
+    }
+
+    /// What every client has in common.
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config.set("client.id", "nearby");
+        // A gateway's topic that was deleted must not come back because somebody still writes to it.
+        config.set("allow.auto.create.topics", "false");
+        config.set("reconnect.backoff.max.ms", "2000");
+        config
+    }
+
+    /// For reading by plain assignment from explicit offsets; offsets are never stored by the client.
+    pub fn reader_config(&self) -> ClientConfig {
+        let mut config = self.config();
+        config.set("group.id", format!("{}nearby-readers", self.prefix));
+        config.set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        config.set("enable.partition.eof", "true");
+        config.set("auto.offset.reset", "error");
+        config.set("fetch.queue.backoff.ms", "1");
+        config.set("queued.max.messages.kbytes", "32768");
+        if self.embedded {
+            // The mock cluster answers an empty fetch only after the whole wait.
+            config.set("fetch.wait.max.ms", "10");
+        }
+        config
+    }
+
+    /// For a member of a group that only wants to know which partitions it owns.
+    pub fn member_config(&self, group: &str) -> ClientConfig {
+        let mut config = self.config();
+        config.set("group.id", format!("{}{group}", self.prefix));
+        config.set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        config.set("auto.offset.reset", "latest");
+        config.set("partition.assignment.strategy", "cooperative-sticky");
+        config.set("session.timeout.ms", "10000");
+        config.set("heartbeat.interval.ms", "2000");
+        config
+    }
+
+    /// For writing: idempotent, acknowledged by all replicas, keys partitioned as the Java client does.
+    pub fn writer_config(&self) -> ClientConfig {
+        let mut config = self.config();
+        config.set("enable.idempotence", "true");
+        config.set("acks", "all");
+        config.set("partitioner", "murmur2_random");
+        config.set("message.timeout.ms", DELIVERY_TIMEOUT_MS.to_string());
+        config.set("linger.ms", "1");
+        config.set("queue.buffering.max.messages", "500000");
+        config.set("queue.buffering.max.kbytes", "262144");
+        config
+    }
+
+    /// Fails unless a broker answers within [`REQUEST_TIMEOUT`]. Blocks.
+    ///
+    /// # Errors
+    /// [`ClusterError::Unreachable`].
+    pub fn check_reachable(&self) -> Result<(), ClusterError> {
+        self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map(drop).map_err(|source| self.unreachable(source))
+    }
+
+    /// Partitions of the topics that are partitioned by user; fails when a standing topic is missing. Blocks.
+    ///
+    /// # Errors
+    /// [`ClusterError::Unreachable`], [`ClusterError::MissingTopics`].
+    pub fn check_topics(&self) -> Result<i32, ClusterError> {
+        let metadata =
+            self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map_err(|source| self.unreachable(source))?;
+        let partitions = |name: &str| {
+            let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+            topic.map(|topic| topic.partitions().len()).filter(|count| *count > 0)
+        };
+        let standing = self.topics.standing(1);
+        let names = standing.iter().map(|topic| &topic.name).filter(|name| partitions(name).is_none());
+        let names: Vec<String> = names.cloned().collect();
+        if !names.is_empty() {
+            return Err(ClusterError::MissingTopics { brokers: self.brokers.clone(), names });
+        }
+        let count = partitions(&self.topics.location_events()).unwrap_or_default();
+        Ok(i32::try_from(count).unwrap_or(i32::MAX))
+    }
+
+    /// Creates a topic; true if it was not there before.
+    ///
+    /// # Errors
+    /// When the broker refuses, or cannot be reached.
+    pub async fn create_topic(&self, topic: &TopicSpec) -> Result<bool, ClusterError> {
+        let admin = self.admin()?;
+        // -1: the broker's own default replication.
+        let mut new = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(-1));
+        for (key, value) in &topic.settings {
+            new = new.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+        let results = admin.create_topics([&new], &options).await.map_err(|source| self.unreachable(source))?;
+        for result in results {
+            match result {
+                Ok(_) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => return Ok(false),
+                Err((name, reason)) => return Err(ClusterError::Refused { name, reason: reason.to_string() }),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Deletes a topic; what it held is gone.
+    ///
+    /// # Errors
+    /// When the broker refuses, or cannot be reached.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), ClusterError> {
+        let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+        let results = self.admin()?.delete_topics(&[name], &options).await;
+        for result in results.map_err(|source| self.unreachable(source))? {
+            result.map_err(|(name, reason)| ClusterError::Refused { name, reason: reason.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// Differences between a topic as it is and as it should be, one sentence each; empty if there are none.
+    ///
+    /// # Errors
+    /// When the cluster cannot be reached.
+    pub async fn topic_differences(&self, topic: &TopicSpec) -> Result<Vec<String>, ClusterError> {
+        let probe = self.probe()?;
+        let metadata =
+            probe.fetch_metadata(Some(&topic.name), REQUEST_TIMEOUT).map_err(|source| self.unreachable(source))?;
+        let count = metadata.topics().first().map_or(0, |found| found.partitions().len());
+        if count == 0 {
+            return Ok(vec![format!("{}: missing", topic.name)]);
+        }
+        let mut differences = Vec::new();
+        if i32::try_from(count) != Ok(topic.partitions) {
+            differences.push(format!("{}: {count} partitions, expected {}", topic.name, topic.partitions));
+        }
+        let resource = ResourceSpecifier::Topic(&topic.name);
+        let results = self.admin()?.describe_configs([&resource], &AdminOptions::new()).await;
+        for found in results.map_err(|source| self.unreachable(source))? {
+            let found = found
+                .map_err(|reason| ClusterError::Refused { name: topic.name.clone(), reason: reason.to_string() })?;
+            for (key, expected) in &topic.settings {
+                let value = found.entry_map().get(*key).and_then(|entry| entry.value.clone());
+                if value.as_deref() != Some(expected) {
+                    let value = value.unwrap_or_else(|| "nothing".to_owned());
+                    differences.push(format!("{}: {key} is {value}, expected {expected}", topic.name));
+                }
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Looks after the broker for as long as the process runs and keeps the readiness of "kafka".
+    pub fn watch(&self, readiness: Readiness, stop: Stop) {
+        readiness.not_ready("kafka", "not asked yet");
+        let kafka = self.clone();
+        std::thread::spawn(move || {
+            let probe = kafka.probe();
+            while !stop.is_cancelled() {
+                let answer = probe.as_ref().map_err(ToString::to_string).and_then(|probe| {
+                    let answer = probe.fetch_metadata(Some(&kafka.topics.gateways()), REQUEST_TIMEOUT);
+                    answer.map(drop).map_err(|error| error.to_string())
+                });
+                match answer {
+                    Ok(()) => readiness.ready("kafka"),
+                    Err(because) => readiness.not_ready("kafka", because),
+                }
+                std::thread::sleep(WATCH_INTERVAL);
+            }
+        });
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, ClusterError> {
+        self.config().create().map_err(|source| self.unreachable(source))
+    }
+
+    fn probe(&self) -> Result<BaseConsumer, ClusterError> {
+        self.reader_config().create().map_err(|source| self.unreachable(source))
+    }
+
+    fn unreachable(&self, source: KafkaError) -> ClusterError {
+        ClusterError::Unreachable { brokers: self.brokers.clone(), source }
+    }
+}

@@ -1,0 +1,226 @@
+//! Which partitions this process owns: a member of a consumer group that reads nothing.
+//!
+//! The member subscribes to one topic with its partitions paused and is polled on a thread of its own, so that neither load
+//! nor a slow restore can make it miss the group's deadlines. It also keeps small facts in the group's committed offsets:
+//! the epochs of owners (in the metadata) or how far a sink has come.
+
+use crate::Stop;
+use crate::kafka::{Kafka, REQUEST_TIMEOUT};
+use nearby_schemas::{Epoch, TimestampMs};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How often a member asks whether a successor has come, and polls.
+const POLL: Duration = Duration::from_millis(50);
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a member learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipEvent {
+    /// The group gave us these partitions.
+    Gained(Vec<i32>),
+    /// The group took these partitions.
+    Lost(Vec<i32>),
+    /// The coordinator accepted our epoch for the partition.
+    Claimed(i32, Epoch),
+    /// It did not; why.
+    ClaimRefused(i32, String),
+    /// The committed epoch of a watched partition.
+    EpochSeen(i32, Epoch),
+}
+
+enum Request {
+    Claim(Vec<i32>),
+    Watch(BTreeSet<i32>),
+    Commit(Vec<(i32, i64)>),
+}
+
+/// A running member. Ends with its stop signal, leaving the group.
+pub struct Membership {
+    requests: mpsc::Sender<Request>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+struct Member<F> {
+    tell: F,
+}
+
+impl<F: Fn(MembershipEvent) + Send + Sync> ClientContext for Member<F> {}
+
+impl<F: Fn(MembershipEvent) + Send + Sync> ConsumerContext for Member<F> {
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(partitions) => {
+                if let Err(error) = consumer.pause(partitions) {
+                    tracing::warn!(%error, "pausing an owned partition: its records are fetched for nothing");
+                }
+                (self.tell)(MembershipEvent::Gained(numbers(partitions)));
+            }
+            Rebalance::Revoke(partitions) => (self.tell)(MembershipEvent::Lost(numbers(partitions))),
+            Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
+        }
+    }
+}
+
+fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
+    partitions.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}
+
+impl Membership {
+    /// Joins `group` on `topic`; `tell` is called on the member's thread and has to return at once.
+    ///
+    /// # Errors
+    /// On a bad configuration.
+    pub fn join(
+        kafka: &Kafka,
+        group: &str,
+        topic: String,
+        stop: Stop,
+        tell: impl Fn(MembershipEvent) + Send + Sync + 'static,
+    ) -> Result<Membership, KafkaError> {
+        let consumer: BaseConsumer<_> = kafka.member_config(group).create_with_context(Member { tell })?;
+        consumer.subscribe(&[&topic])?;
+        let (requests, inbox) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(format!("member of {group}"));
+        let thread = thread
+            .spawn(move || {
+                run(&consumer, &topic, &stop, &inbox);
+                consumer.unsubscribe();
+            })
+            .map_err(|_| KafkaError::Canceled)?;
+        Ok(Membership { requests, thread })
+    }
+
+    /// Commits a new epoch for each partition: max(committed + 1, now in ms). Answered by `Claimed` or `ClaimRefused`.
+    pub fn claim(&self, partitions: Vec<i32>) {
+        self.request(Request::Claim(partitions));
+    }
+
+    /// From now on watches the committed epochs of these partitions and no others.
+    pub fn watch(&self, partitions: BTreeSet<i32>) {
+        self.request(Request::Watch(partitions));
+    }
+
+    /// Commits offsets for people to see; nobody starts from them.
+    pub fn commit(&self, offsets: Vec<(i32, i64)>) {
+        self.request(Request::Commit(offsets));
+    }
+
+    /// Waits until the group was left, which the stop signal brings about; at most `limit`.
+    pub fn left(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.thread.is_finished()
+    }
+
+    fn request(&self, request: Request) {
+        // A member that has ended answers nothing, and its owner is ending too.
+        drop(self.requests.send(request));
+    }
+}
+
+fn run<F: Fn(MembershipEvent) + Send + Sync>(
+    consumer: &BaseConsumer<Member<F>>,
+    topic: &str,
+    stop: &Stop,
+    inbox: &mpsc::Receiver<Request>,
+) {
+    let tell = &consumer.context().tell;
+    let mut watched = BTreeSet::new();
+    let mut watched_at = Instant::now();
+    while !stop.is_cancelled() {
+        match consumer.poll(POLL) {
+            Some(Err(error)) => tracing::warn!(%error, "group membership"),
+            // Fetched before the pause took effect; records are read elsewhere.
+            Some(Ok(_)) | None => {}
+        }
+        while let Ok(request) = inbox.try_recv() {
+            match request {
+                Request::Claim(partitions) => claim(consumer, topic, &partitions),
+                Request::Watch(partitions) => watched = partitions,
+                Request::Commit(offsets) => commit(consumer, topic, &offsets),
+            }
+        }
+        if !watched.is_empty() && watched_at.elapsed() >= WATCH_INTERVAL {
+            watched_at = Instant::now();
+            let partitions: Vec<i32> = watched.iter().copied().collect();
+            match committed_epochs(consumer, topic, &partitions) {
+                Ok(epochs) => epochs.into_iter().for_each(|(p, epoch)| tell(MembershipEvent::EpochSeen(p, epoch))),
+                Err(error) => tracing::warn!(%error, "reading committed epochs"),
+            }
+        }
+    }
+}
+
+fn claim<F: Fn(MembershipEvent) + Send + Sync>(consumer: &BaseConsumer<Member<F>>, topic: &str, partitions: &[i32]) {
+    let tell = &consumer.context().tell;
+    match try_claim(consumer, topic, partitions) {
+        Ok(epochs) => epochs.into_iter().for_each(|(p, epoch)| tell(MembershipEvent::Claimed(p, epoch))),
+        Err(error) => {
+            for partition in partitions {
+                tell(MembershipEvent::ClaimRefused(*partition, error.to_string()));
+            }
+        }
+    }
+}
+
+fn try_claim<F: Fn(MembershipEvent) + Send + Sync>(
+    consumer: &BaseConsumer<Member<F>>,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<Vec<(i32, Epoch)>, KafkaError> {
+    let now = TimestampMs::now();
+    let epochs: Vec<(i32, Epoch)> = committed_epochs(consumer, topic, partitions)?
+        .into_iter()
+        .map(|(partition, committed)| (partition, Epoch(now.0.max(committed.0.saturating_add(1)))))
+        .collect();
+    let mut list = TopicPartitionList::new();
+    for (partition, epoch) in &epochs {
+        let mut element = list.add_partition(topic, *partition);
+        element.set_offset(Offset::Offset(0))?;
+        element.set_metadata(epoch.0.to_string());
+    }
+    consumer.commit(&list, CommitMode::Sync)?;
+    Ok(epochs)
+}
+
+/// Epochs in the group's committed metadata; 0 where there is none.
+fn committed_epochs<F: Fn(MembershipEvent) + Send + Sync>(
+    consumer: &BaseConsumer<Member<F>>,
+    topic: &str,
+    partitions: &[i32],
+) -> Result<Vec<(i32, Epoch)>, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition(topic, *partition);
+    }
+    let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT)?;
+    let epoch = |metadata: &str| Epoch(metadata.parse().unwrap_or(0));
+    committed
+        .elements()
+        .iter()
+        .map(|element| element.error().map(|()| (element.partition(), epoch(element.metadata()))))
+        .collect()
+}
+
+fn commit<F: Fn(MembershipEvent) + Send + Sync>(
+    consumer: &BaseConsumer<Member<F>>,
+    topic: &str,
+    offsets: &[(i32, i64)],
+) {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        if let Err(error) = list.add_partition_offset(topic, *partition, Offset::Offset(*offset)) {
+            tracing::warn!(%error, "committing an offset");
+        }
+    }
+    if let Err(error) = consumer.commit(&list, CommitMode::Async) {
+        tracing::debug!(%error, "committing offsets for people to see");
+    }
+}

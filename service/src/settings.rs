@@ -1,0 +1,91 @@
+//! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where Kafka is and how its topics are called.
+#[derive(Clone, Debug, clap::Args)]
+pub struct KafkaSettings {
+    /// Kafka brokers, HOST:PORT,…
+    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
+    pub brokers: String,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]
+    pub names: TopicSettings,
+}
+
+/// How topics are called.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct TopicSettings {
+    /// Put in front of the name of every topic and consumer group
+    #[arg(long, env = "NEARBY_TOPIC_PREFIX", default_value = "", value_parser = legal_prefix)]
+    pub topic_prefix: String,
+}
+
+fn legal_prefix(prefix: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if prefix.len() <= 100 && prefix.bytes().all(legal) {
+        Ok(prefix.to_owned())
+    } else {
+        Err("at most 100 characters out of a-z, A-Z, 0-9, '.', '_' and '-'".to_owned())
+    }
+}
+
+/// How tokens are verified (and, with a secret, signed).
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct AuthSettings {
+    /// Secret of at least 16 bytes for tokens signed with HS256
+    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    pub jwt_secret: Option<String>,
+    /// PEM file with the public key for tokens signed with RS256 or EdDSA
+    #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
+    pub jwt_public_key_file: Option<PathBuf>,
+    /// Serve GET /v1/dev/token, which gives anybody a token for any user; for development, on loopback only
+    #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub dev_tokens: bool,
+}
+
+/// What may come in over HTTP and WebSocket.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EdgeSettings {
+    /// Origins of web pages that may call, besides pages of the same host (comma-separated)
+    #[arg(long, env = "NEARBY_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN,…")]
+    pub allowed_origins: Vec<String>,
+    /// Reports a second that one user may send in the long run
+    #[arg(long, env = "NEARBY_USER_RATE_PER_S", default_value = "10")]
+    pub user_rate_per_s: std::num::NonZeroU32,
+    /// Reports that one user may send at once
+    #[arg(long, env = "NEARBY_USER_BURST", default_value = "200")]
+    pub user_burst: std::num::NonZeroU32,
+}
+
+/// The rules of nearness that the engine and the gateways share.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RuleSettings {
+    /// Friends within this distance are shown, in metres
+    #[arg(long, env = "NEARBY_RADIUS_M", default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
+    pub radius_m: u32,
+    /// A friend is hidden this long after the last report, in seconds
+    #[arg(long, env = "NEARBY_INACTIVE_AFTER_S", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub inactive_after_s: u32,
+    /// A gateway is lost when its heartbeat is this far behind the newest one, in seconds
+    #[arg(long, env = "NEARBY_GATEWAY_LOST_AFTER_S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(6..=86_400))]
+    pub gateway_lost_after_s: u32,
+}
+
+/// The public base address `http://HOST:PORT` of a listener: as advertised, or the address itself.
+///
+/// # Errors
+/// If the address says nothing to clients (0.0.0.0, ::) and none is advertised, or the advertised one is no http address.
+pub fn public_url(listen: SocketAddr, advertised: Option<&str>) -> Result<String, String> {
+    match advertised {
+        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
+            Ok(url.trim_end_matches('/').to_owned())
+        }
+        Some(url) => Err(format!("--advertise-url {url}: has to start with http:// or https://")),
+        None if listen.ip().is_unspecified() => {
+            Err(format!("listening on {listen} needs --advertise-url: clients have to be told an address"))
+        }
+        None => Ok(format!("http://{listen}")),
+    }
+}
