@@ -1,0 +1,248 @@
+// The live map: one user's view of nearby. A frame changes `friends` or `me` and moves their markers at once; ages,
+// lists, counters and logs follow on a slow tick, so that a hundred friends at ten updates a second stay cheap.
+
+import { Link, looksLikeToken } from '/link.js';
+import { Marker, pulse, showMe, showReach, startMap, wrapDegrees } from '/map.js';
+import { $, Row, clamp, countUpdates, lengthText, logFrame, orderRows, setText, showAck, showCounts, showFrames, startPanel, tell, tellEach, toast } from '/panel.js';
+
+const TICK_MS = 250;
+const REPORT_EVERY_MS = 30_000;
+const REPORT_GAP_MS = 200;
+const LAT_MAX = 85;
+
+const me = { ...startPlace(), sharing: true, reportedAt: 0, reportTimer: null, ref: 0 };
+const reach = { radiusM: 8000, inactiveAfterMs: 600_000 };
+const friends = new Map();
+let orderIsStale = false;
+let pointedAt;
+
+const link = new Link(startUser(), {
+  onState: stateChanged,
+  onTraffic: logFrame,
+  onFrame: (frame) => Object.hasOwn(receivers, frame.type) && receivers[frame.type](frame),
+  onAck: (ms) => { showAck(ms); pulse(); },
+  onTokenNeeded: askForToken,
+});
+
+const receivers = {
+  welcome(frame) {
+    reach.radiusM = frame.radius_m;
+    reach.inactiveAfterMs = frame.inactive_after_s * 1000;
+    showReach(reach.radiusM);
+    tell(`connected to ${frame.gateway}`);
+    report();
+  },
+
+  snapshot({ friends: reports }) {
+    const shown = reports.filter(isVisible);
+    const seen = new Set(shown.map(({ id }) => id));
+    [...friends.values()].filter(({ id }) => !seen.has(id)).forEach(hideFriend);
+    shown.forEach(showFriend);
+    tell(`snapshot: ${shown.length} within ${lengthText(reach.radiusM)}`);
+  },
+
+  update({ moved = [], left = [] }) {
+    countUpdates(moved.length);
+    const shown = moved.filter((report) => isVisible(report) || friends.has(report.id));
+    tellEach(shown.map(({ id }) => id).filter((id) => !friends.has(id)), `came within ${lengthText(reach.radiusM)}`);
+    shown.forEach(showFriend);
+    const gone = left.filter(({ id }) => friends.has(id));
+    gone.forEach(({ id }) => hideFriend(friends.get(id)));
+    for (const why of new Set(gone.map(({ reason }) => reason))) {
+      tellEach(gone.filter(({ reason }) => reason === why).map(({ id }) => id), `left: ${why}`);
+    }
+  },
+
+  error({ code, detail }) {
+    toast(code, detail, 'bad');
+  },
+
+  drain() {
+    tell('the gateway is draining');
+  },
+};
+
+const isVisible = (report) => report.visible_until_ms > link.serverNow();
+
+function hueOf(id) {
+  let hash = 0;
+  for (const digit of id) hash = (hash * 31 + digit.charCodeAt(0)) % 65_521;
+  return Math.round(hash * 137.508 % 360);
+}
+
+function showFriend({ id, lat, lon, distance_m, updated_at_ms, visible_until_ms }) {
+  if (!friends.has(id)) friends.set(id, { id, marker: new Marker(id, hueOf(id)), row: new Row(id, hueOf(id)) });
+  const friend = friends.get(id);
+  Object.assign(friend, { distanceM: distance_m, updatedAt: updated_at_ms, visibleUntil: visible_until_ms });
+  friend.marker.move({ lat, lon }, distance_m);
+  showAge(friend);
+  orderIsStale = true;
+}
+
+function hideFriend(friend) {
+  friends.delete(friend.id);
+  friend.marker.fadeAway();
+  friend.row.remove();
+}
+
+function hideExpired() {
+  const expired = [...friends.values()].filter(({ visibleUntil }) => visibleUntil <= link.serverNow());
+  expired.forEach(hideFriend);
+  tellEach(expired.map(({ id }) => id), 'left: expired');
+}
+
+function showAge(friend) {
+  const ageMs = link.serverNow() - friend.updatedAt;
+  friend.row.showAge(ageMs);
+  const fresh = (1 - 0.7 * clamp(ageMs / reach.inactiveAfterMs, 0, 1) ** 0.6).toFixed(2);
+  if (friend.fresh !== fresh) friend.marker.dim(fresh);
+  friend.fresh = fresh;
+}
+
+function showOrder() {
+  orderIsStale = false;
+  const byDistance = [...friends.values()].sort((a, b) => a.distanceM - b.distanceM);
+  for (const { row, distanceM } of byDistance) row.show(distanceM, reach.radiusM);
+  orderRows(byDistance.map(({ row }) => row));
+}
+
+/** Marks the same friend on the map and in the list. */
+function pointAt(id) {
+  if (pointedAt === id) return;
+  for (const [friend, on] of [[friends.get(pointedAt), false], [friends.get(id), true]]) {
+    friend?.marker.light(on);
+    friend?.row.light(on);
+  }
+  pointedAt = id;
+}
+
+function tick() {
+  hideExpired();
+  friends.forEach(showAge);
+  if (orderIsStale) showOrder();
+  showCounts(friends.size);
+  showFrames();
+  showState();
+  link.checkSilence();
+  if (performance.now() - me.reportedAt >= REPORT_EVERY_MS) report();
+}
+
+function stateChanged(before) {
+  document.body.dataset.state = link.state;
+  if (before === 'open') tell(link.detail);
+  if (link.isOpen) $('token-form').hidden = true;
+  $('list-box').hidden = !link.devTokens;
+  showState();
+}
+
+function showState() {
+  const seconds = Math.max(0, Math.ceil((link.retryAt - Date.now()) / 1000));
+  setText($('state'), link.state === 'reconnecting' ? `reconnecting in ${seconds} s` : link.state);
+  setText($('detail'), link.detail);
+  $('retry').hidden = link.state !== 'reconnecting';
+}
+
+function moveTo(lat, lon) {
+  if (!Number.isFinite(lat) || !Number.isFinite(lon)) throw new RangeError('moveTo needs two finite numbers');
+  me.lat = Number(clamp(lat, -LAT_MAX, LAT_MAX).toFixed(7));
+  me.lon = Number(wrapDegrees(lon).toFixed(7));
+  showMe({ lat: me.lat, lon: me.lon });
+  showWhere();
+  report();
+}
+
+function showWhere() {
+  setText($('where'), `${me.lat.toFixed(5)}, ${me.lon.toFixed(5)}`);
+}
+
+/** Sends where I am, at most one report every REPORT_GAP_MS; the last place always goes out. */
+function report() {
+  if (!me.sharing || !link.isOpen || me.reportTimer) return;
+  const waitMs = me.reportedAt + REPORT_GAP_MS - performance.now();
+  if (waitMs > 0) {
+    me.reportTimer = setTimeout(() => { me.reportTimer = null; report(); }, waitMs);
+    return;
+  }
+  me.reportedAt = performance.now();
+  me.ref += 1;
+  const precision = $('coarse').checked ? { precision: 'coarse' } : {};
+  link.send({ type: 'location', lat: me.lat, lon: me.lon, ...precision, ref: me.ref });
+}
+
+function toggleSharing() {
+  me.sharing = !me.sharing;
+  setText($('share-toggle'), me.sharing ? 'Stop sharing' : 'Share again');
+  setText($('nobody'), me.sharing ? 'Nobody is near.' : 'While you do not share, nobody sees you and you see nobody.');
+  document.body.classList.toggle('private', !me.sharing);
+  if (me.sharing) report();
+  else if (link.isOpen) link.send({ type: 'unshare' });
+}
+
+function locate() {
+  navigator.geolocation.getCurrentPosition(
+    ({ coords }) => moveTo(coords.latitude, coords.longitude),
+    ({ message }) => toast('No location', message || 'The device did not say where it is.', 'bad'),
+    { enableHighAccuracy: true, timeout: 10_000 },
+  );
+}
+
+function askForToken(why) {
+  setText($('token-why'), why);
+  setText($('token-command'), `nearby token --user ${link.user}`);
+  if ($('token-form').hidden) {
+    $('token-form').hidden = false;
+    $('token').focus();
+  }
+}
+
+function useToken(event) {
+  event.preventDefault();
+  const token = $('token').value.trim();
+  if (!looksLikeToken(token)) return toast('Not a token', 'A token is three words joined by dots.', 'bad');
+  $('token').value = '';
+  link.useToken(token);
+  setText($('who'), `User ${link.user}`);
+}
+
+async function replaceList(event) {
+  event.preventDefault();
+  const ids = $('list-ids').value.match(/\d+/g) ?? [];
+  try {
+    await link.replaceFriendList(ids);
+    toast('List replaced.', ids.length ? `You may see ${ids.join(', ')}.` : 'You may see nobody.');
+  } catch (failure) {
+    toast('List not replaced', failure.message, 'bad');
+  }
+}
+
+function startUser() {
+  const user = new URLSearchParams(location.search).get('user') ?? '1';
+  if (/^(0|[1-9]\d{0,18})$/.test(user)) return user;
+  toast('No such user', `“${user}” is not a user id, so this is user 1.`, 'bad');
+  return '1';
+}
+
+function startPlace() {
+  const settings = new URLSearchParams(location.search);
+  const [lat, lon] = ['lat', 'lon'].map((name) => parseFloat(settings.get(name)));
+  return Math.abs(lat) <= LAT_MAX && Math.abs(lon) <= 180 ? { lat, lon } : { lat: 40.7484, lon: -73.9857 };
+}
+
+function start() {
+  setText($('who'), `User ${link.user}`);
+  showWhere();
+  startMap({ lat: me.lat, lon: me.lon }, ({ lat, lon }) => moveTo(lat, lon), pointAt);
+  startPanel(pointAt);
+  $('share-toggle').onclick = toggleSharing;
+  $('locate').onclick = locate;
+  $('coarse').onchange = report;
+  $('retry').onclick = () => link.retryNow();
+  $('token-form').onsubmit = useToken;
+  $('list-form').onsubmit = replaceList;
+  addEventListener('online', () => link.retryNow());
+  setInterval(tick, TICK_MS);
+  link.connect();
+}
+
+start();
+window.nearby = { moveTo };
