@@ -1,0 +1,24 @@
+//! What the end-to-end tests stand on: real servers that a test starts and ends, and the clients that look at them.
+//!
+//! - Servers, each its own process with its own folder: [`kafka::Kafka`], [`postgres::Postgres`], and the program under
+//!   test, [`nearby::Nearby`].
+//! - Clients: [`chromium::Page`] for what a person sees, [`ws::Socket`] for what a phone hears, [`http`] for requests.
+//!
+//! Starting and ending servers blocks the caller; the clients are async. So an async test that does both is a
+//! `#[tokio::test(flavor = "multi_thread")]`: its body may block, and its other tasks go on.
+//!
+//! Nothing outlives a test: a dropped guard kills its process and removes its folder, and when the test process itself
+//! is killed with `kill -9`, a watcher beside each server does the same ([`process`]).
+//!
+//! Nothing is skipped: where a program or a jar is missing, the error names `make test`, which installs it.
+
+pub mod chromium;
+mod devtools;
+pub mod http;
+pub mod kafka;
+pub mod nearby;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+mod tools;
+pub mod ws;
