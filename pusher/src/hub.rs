@@ -1,0 +1,190 @@
+//! All viewers of one gateway, shared between the reader of its topic and the sockets.
+//!
+//! Viewers are spread over shards, so that a socket that takes its frame does not wait for the reader that fills another's.
+//! A session record is handed to the log while the shard is locked: the log's order is the order of what happened.
+
+use crate::delivery::{Epochs, Outgoing, Shown, SocketId, Viewer, for_each_viewer};
+use nearby_schemas::batch::FriendMovedBatch;
+use nearby_schemas::codec::Codec;
+use nearby_schemas::partitioning::partition_of;
+use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
+use nearby_service::append::{Acknowledged, Appender, Outgoing as Record};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+const SHARDS: usize = 64;
+/// A session record that was not acknowledged is written again after so long.
+const SESSION_RETRY: Duration = Duration::from_secs(1);
+
+/// The sessions of one gateway.
+pub struct Hub {
+    gateway: GatewayId,
+    topic: String,
+    partitions: i32,
+    appender: Appender,
+    codec: Codec<Session>,
+    shards: Vec<Mutex<HashMap<UserId, Entry>>>,
+    epochs: Mutex<Epochs>,
+    next_socket: AtomicU64,
+    sockets: AtomicUsize,
+    unwritten: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Entry {
+    viewer: Viewer,
+    ask: i64,
+    wakers: Vec<(SocketId, Arc<Notify>)>,
+}
+
+/// A client's connection; tell the hub when it ends.
+pub struct Connection {
+    /// Who.
+    pub user: UserId,
+    /// Which socket.
+    pub socket: SocketId,
+    /// Woken when there may be something to send.
+    pub wake: Arc<Notify>,
+}
+
+impl Hub {
+    /// A gateway without clients, in a cluster with so many partitions of users.
+    pub fn new(gateway: GatewayId, topic: String, partitions: i32, appender: Appender) -> Hub {
+        Hub {
+            gateway,
+            topic,
+            partitions,
+            appender,
+            codec: Codec::new(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            epochs: Mutex::default(),
+            next_socket: AtomicU64::new(1),
+            sockets: AtomicUsize::new(0),
+            unwritten: AtomicUsize::new(0),
+        }
+    }
+
+    /// Clients connected now.
+    pub fn sockets(&self) -> usize {
+        self.sockets.load(Ordering::Relaxed)
+    }
+
+    /// Session records that are not acknowledged yet.
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.load(Ordering::Relaxed)
+    }
+
+    /// A client has come: opens its user's session, or asks for a snapshot in an open one.
+    pub fn connect(self: &Arc<Self>, user: UserId) -> Connection {
+        let socket = SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed));
+        let wake = Arc::new(Notify::new());
+        {
+            let mut shard = self.shard(user);
+            let entry = shard.entry(user).or_default();
+            entry.viewer.connect(socket);
+            entry.wakers.push((socket, Arc::clone(&wake)));
+            entry.ask = next_ask(entry.ask);
+            self.write_session(user, Some(entry.ask));
+        }
+        self.sockets.fetch_add(1, Ordering::Relaxed);
+        Connection { user, socket, wake }
+    }
+
+    /// A client has gone: ends the session with the last one.
+    pub fn disconnect(self: &Arc<Self>, connection: &Connection) {
+        let mut shard = self.shard(connection.user);
+        let Some(entry) = shard.get_mut(&connection.user) else { return };
+        entry.wakers.retain(|(socket, _)| *socket != connection.socket);
+        if entry.viewer.disconnect(connection.socket) {
+            shard.remove(&connection.user);
+            self.write_session(connection.user, None);
+        }
+        self.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What the connection has to send now.
+    pub fn take(&self, connection: &Connection) -> Option<Outgoing> {
+        self.shard(connection.user).get_mut(&connection.user)?.viewer.take(connection.socket)
+    }
+
+    /// All that a connected user sees, once that is known.
+    pub fn view(&self, user: UserId) -> Option<Vec<(UserId, Shown)>> {
+        self.shard(user).get(&user)?.viewer.view()
+    }
+
+    /// Takes in what the processors emit and wakes the sockets concerned. Viewers who are not here (any more) are passed over.
+    pub fn apply(&self, batch: &FriendMovedBatch) {
+        let mut applied = 0;
+        for section in &batch.sections {
+            let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+            let admitted = epochs.admit(section.partition, section.epoch);
+            drop(epochs);
+            if !admitted {
+                metrics::counter!("nearby_pusher_stale_sections_total").increment(1);
+                continue;
+            }
+            for event in &section.events {
+                for_each_viewer(event, |user, change| {
+                    if let Some(entry) = self.shard(user).get_mut(&user) {
+                        change(&mut entry.viewer);
+                        entry.wakers.iter().for_each(|(_, wake)| wake.notify_one());
+                        applied += 1;
+                    }
+                });
+            }
+        }
+        metrics::counter!("nearby_pusher_notices_total").increment(applied);
+    }
+
+    /// Something emitted for this gateway could not be read: everybody here asks for a snapshot.
+    pub fn ask_all(self: &Arc<Self>) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (user, entry) in shard.iter_mut() {
+                entry.ask = next_ask(entry.ask);
+                self.write_session(*user, Some(entry.ask));
+            }
+        }
+    }
+
+    /// Hands the session's record to the log; writes it again, as it is then, if it is not acknowledged.
+    fn write_session(self: &Arc<Self>, user: UserId, ask: Option<i64>) {
+        let acknowledged = self.append_session(user, ask);
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
+        let hub = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut acknowledged = acknowledged;
+            while let Err(error) = acknowledged.await {
+                tracing::warn!(%error, "a session was not written; trying again");
+                tokio::time::sleep(SESSION_RETRY).await;
+                let shard = hub.shard(user);
+                acknowledged = hub.append_session(user, shard.get(&user).map(|entry| entry.ask));
+            }
+            hub.unwritten.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    fn append_session(&self, user: UserId, ask: Option<i64>) -> Acknowledged {
+        let session = |ask| Session { user_id: user, gateway: self.gateway.clone(), ask };
+        self.appender.append_one(Record {
+            topic: self.topic.clone(),
+            partition: Some(partition_of(user, self.partitions)),
+            key: Some(Session::key(user, &self.gateway).into_bytes()),
+            value: ask.map(|ask| self.codec.encode(&session(ask))),
+            headers: None,
+        })
+    }
+
+    fn shard(&self, user: UserId) -> MutexGuard<'_, HashMap<UserId, Entry>> {
+        let index = usize::try_from(user.0.unsigned_abs() % SHARDS as u64).unwrap_or(0);
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Grows with every call; the clock makes it grow over a session that was ended and opened again, too.
+fn next_ask(ask: i64) -> i64 {
+    TimestampMs::now().0.max(ask + 1)
+}

@@ -1,0 +1,285 @@
+//! `GET /v1/stream`: one client's WebSocket, from the handshake to the close frame.
+
+use crate::client_frame::{self, ClientFrame};
+use crate::gateway::Gateway;
+use crate::hub::Connection;
+use crate::{frames, handshake};
+use futures_util::{SinkExt, StreamExt};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use nearby_ingest::reports::Submitted;
+use nearby_schemas::TimestampMs;
+use nearby_service::auth::Caller;
+use nearby_service::problem::Problem;
+use rand::RngExt;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message, error::CapacityError};
+use warp::reply::Response;
+
+/// Larger frames close the socket.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Bytes read at once; many sockets are idle, so each holds little.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+/// A peer from whom nothing was heard is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Nothing heard for so long: the peer is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(75);
+/// Reports of one socket that may wait for the broker's word; the socket is not read beyond that.
+const UNACKNOWLEDGED_MAX: usize = 256;
+/// Clients of a draining gateway come back spread over this time.
+const RECONNECT_WITHIN_MS: u64 = 500;
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// Why a socket ends.
+enum End {
+    /// The peer closed, or is gone.
+    Peer,
+    /// We close, with this code and reason.
+    Close(CloseCode, &'static str),
+    /// The peer does not take what we send, not even a close frame.
+    Stuck,
+}
+
+/// Answers the handshake; a socket then lives on in a task of its own.
+pub async fn open(gateway: Arc<Gateway>, mut request: http::Request<Incoming>) -> Response {
+    let accepted = match handshake::check(&gateway, &request) {
+        Ok(accepted) => accepted,
+        Err(problem) => return problem.into_response(),
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    let tasks = gateway.tasks.clone();
+    tasks.spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => serve(gateway, upgraded, accepted.caller).await,
+            Err(error) => tracing::debug!(%error, "handshake"),
+        }
+    });
+    accepted.response
+}
+
+async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller: Caller) {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_write_buffer_size(1024 * 1024)
+        .max_message_size(Some(FRAME_BYTES_MAX))
+        .max_frame_size(Some(FRAME_BYTES_MAX));
+    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let connection = gateway.hub.connect(caller.user);
+    let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
+    let mut client = Client {
+        caller,
+        socket,
+        connection,
+        answers,
+        next_flush: Instant::now(),
+        heard_at: Instant::now(),
+        gateway: Arc::clone(&gateway),
+    };
+    let end = client.run(answered).await;
+    gateway.hub.disconnect(&client.connection);
+    client.close(end).await;
+}
+
+struct Client {
+    gateway: Arc<Gateway>,
+    caller: Caller,
+    socket: Socket,
+    connection: Connection,
+    /// Answers to reports, in the order in which the broker acknowledges them.
+    answers: mpsc::Sender<String>,
+    /// The earliest time of the next update.
+    next_flush: Instant,
+    heard_at: Instant,
+}
+
+impl Client {
+    async fn run(&mut self, mut answered: mpsc::Receiver<String>) -> End {
+        let session = format!("{}/{}", self.connection.user, self.connection.socket.0);
+        let gateway = Arc::clone(&self.gateway);
+        let welcome = frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now());
+        if let Err(end) = self.send(welcome).await {
+            return end;
+        }
+        let wake = Arc::clone(&self.connection.wake);
+        let mut ping = tokio::time::interval(PING_INTERVAL);
+        ping.reset();
+        // Something may be waiting to be sent; kept here, because a notification is forgotten once it is heard.
+        let mut unsent = false;
+        loop {
+            let expiry = tokio::time::sleep(until(self.caller.expires_at));
+            let step = tokio::select! {
+                biased;
+                () = gateway.draining.cancelled() => return self.drain().await,
+                () = expiry => Err(End::Close(CloseCode::Policy, "token_expired")),
+                Some(answer) = answered.recv() => self.send(answer).await,
+                () = wake.notified(), if !unsent => {
+                    unsent = true;
+                    Ok(())
+                }
+                () = sleep_until(self.next_flush), if unsent => {
+                    unsent = false;
+                    self.flush().await
+                }
+                // Not read while too many reports wait for the broker's word.
+                message = self.socket.next(), if self.answers.capacity() > 0 => self.heard(message).await,
+                _ = ping.tick() => self.ping().await,
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Sends what is new, at most one frame per flush interval.
+    async fn flush(&mut self) -> Result<(), End> {
+        let Some(outgoing) = self.gateway.hub.take(&self.connection) else { return Ok(()) };
+        self.next_flush = Instant::now() + self.gateway.settings.flush_interval;
+        metrics::counter!("nearby_pusher_frames_total").increment(1);
+        self.send(frames::outgoing(&outgoing, &self.gateway.settings.rules)).await
+    }
+
+    async fn heard(&mut self, message: Option<Result<Message, Error>>) -> Result<(), End> {
+        self.heard_at = Instant::now();
+        match message {
+            Some(Ok(Message::Text(text))) => self.frame(text.as_str()).await,
+            Some(Ok(Message::Binary(_))) => {
+                self.send(frames::error("binary_frame", "frames are JSON text", None)).await
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            Some(Ok(Message::Close(_))) | None => Err(End::Peer),
+            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
+                Err(End::Close(CloseCode::Size, "frame_too_large"))
+            }
+            Some(Err(Error::Utf8(_))) => Err(End::Close(CloseCode::Invalid, "bad_utf8")),
+            Some(Err(Error::Protocol(_))) => Err(End::Close(CloseCode::Protocol, "protocol_error")),
+            Some(Err(_)) => Err(End::Peer),
+        }
+    }
+
+    async fn frame(&mut self, text: &str) -> Result<(), End> {
+        let now = TimestampMs::now();
+        let (frame, reference) = match client_frame::parse(text, now) {
+            Ok(parsed) => parsed,
+            Err(refused) => {
+                return self.send(frames::error(refused.code, &refused.detail, refused.reference.as_ref())).await;
+            }
+        };
+        let reports = &self.gateway.reports;
+        let submitted = match frame {
+            ClientFrame::Location(report) => {
+                reports.submit(&self.caller, vec![*report], nearby_schemas::Source::WebSocket, now)
+            }
+            ClientFrame::Unshare(at) => reports.withdraw(&self.caller, at, nearby_schemas::Source::WebSocket, now),
+            ClientFrame::Auth(token) => return self.renew(&token, reference.as_ref()).await,
+        };
+        match submitted {
+            Ok(submitted) => {
+                self.answer_later(submitted, reference);
+                Ok(())
+            }
+            Err(problem) => self.refuse(&problem, reference.as_ref()).await,
+        }
+    }
+
+    /// The broker's word is waited for elsewhere, so that the next report is not held up.
+    fn answer_later(&mut self, submitted: Submitted, reference: Option<Value>) {
+        let place = self.answers.clone().try_reserve_owned();
+        let place = place.expect("the socket is only read while there is a place, and this task holds the receiver");
+        tokio::spawn(async move {
+            match (submitted.await, reference) {
+                (Ok(_), Some(reference)) => drop(place.send(frames::accepted(&reference))),
+                (Ok(_), None) => drop(place),
+                (Err(problem), reference) => {
+                    drop(place.send(frames::error(problem.code, &problem.detail, reference.as_ref())));
+                }
+            }
+        });
+    }
+
+    async fn refuse(&mut self, problem: &Problem, reference: Option<&Value>) -> Result<(), End> {
+        self.send(frames::error(problem.code, &problem.detail, reference)).await?;
+        if problem.code == "rate_limited" {
+            return Err(End::Close(CloseCode::Policy, "rate_limited"));
+        }
+        Ok(())
+    }
+
+    async fn renew(&mut self, token: &str, reference: Option<&Value>) -> Result<(), End> {
+        match self.gateway.tokens.verify(token) {
+            Ok(caller) if caller.user == self.caller.user => {
+                self.caller = caller;
+                match reference {
+                    Some(reference) => self.send(frames::accepted(reference)).await,
+                    None => Ok(()),
+                }
+            }
+            Ok(_) => self.send(frames::error("other_user", "the token is somebody else's", reference)).await,
+            Err(problem) => self.refuse(&problem, reference).await,
+        }
+    }
+
+    async fn ping(&mut self) -> Result<(), End> {
+        if self.heard_at.elapsed() > SILENCE_MAX {
+            return Err(End::Peer);
+        }
+        self.send_message(Message::Ping(tokio_tungstenite::tungstenite::Bytes::new())).await
+    }
+
+    async fn drain(&mut self) -> End {
+        let reconnect_after_ms = rand::rng().random_range(0..RECONNECT_WITHIN_MS);
+        match self.send(frames::drain(reconnect_after_ms)).await {
+            Ok(()) => End::Close(CloseCode::Restart, "restart"),
+            Err(end) => end,
+        }
+    }
+
+    async fn send(&mut self, text: String) -> Result<(), End> {
+        self.send_message(Message::text(text)).await
+    }
+
+    /// Sends, or finds out that the client makes no progress.
+    async fn send_message(&mut self, message: Message) -> Result<(), End> {
+        match timeout(self.gateway.settings.slow_client, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Peer),
+            Err(_) => Err(End::Stuck),
+        }
+    }
+
+    async fn close(&mut self, end: End) {
+        let (code, reason) = match end {
+            End::Peer => return self.finish(None).await,
+            End::Close(code, reason) => (code, reason),
+            End::Stuck => (CloseCode::Again, "slow_client"),
+        };
+        metrics::counter!("nearby_pusher_closed_total", "reason" => reason).increment(1);
+        self.finish(Some(CloseFrame { code, reason: reason.into() })).await;
+    }
+
+    /// Sends the close frame and waits a little for the peer's.
+    async fn finish(&mut self, frame: Option<CloseFrame>) {
+        let closing = async {
+            if self.socket.close(frame).await.is_ok() {
+                while let Some(Ok(_)) = self.socket.next().await {}
+            }
+        };
+        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::debug!("a peer did not answer the close frame");
+        }
+    }
+}
+
+/// Time left until a moment of the wall clock.
+fn until(moment: TimestampMs) -> Duration {
+    Duration::from_millis(u64::try_from(moment.since_ms(TimestampMs::now())).unwrap_or(0))
+}
