@@ -14,6 +14,7 @@
 
 pub mod chromium;
 mod devtools;
+pub mod flow;
 pub mod http;
 pub mod kafka;
 pub mod nearby;

@@ -172,6 +172,18 @@ impl Drop for Nearby {
     }
 }
 
+/// A token out of `nearby token`.
+pub fn token(secret: &str, user: i64, scopes: &str) -> anyhow::Result<String> {
+    let user = user.to_string();
+    let args = ["token", "--user", &user, "--scope", scopes];
+    let output = Command::new(tools::nearby()?).args(args).env("NEARBY_JWT_SECRET", secret).output();
+    let output = output.context("run nearby token")?;
+    if !output.status.success() {
+        bail!("nearby token: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout).context("a token is text")?.trim().to_owned())
+}
+
 fn read_lines(stdout: ChildStdout, sender: &Sender<String>) {
     for line in BufReader::new(stdout).lines() {
         // Ends with the output, or with the guard.

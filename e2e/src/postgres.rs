@@ -1,7 +1,7 @@
 //! A real Postgres server from the system's package.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -152,32 +152,41 @@ impl Postgres {
     }
 
     fn psql_in(&self, database: &str, sql: &str) -> anyhow::Result<String> {
-        let mut command = Command::new(&self.psql);
-        command
-            .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-", &self.url_of(database)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("PG")) {
-            command.env_remove(key);
-        }
-        let mut child = command.spawn().context("start psql")?;
-        let mut input = child.stdin.take().context("psql's standard input")?;
-        // In a thread of its own, as psql may answer before it has read all. A failed write shows as psql's own failure.
-        let sql_to_write = sql.to_owned();
-        let writer = std::thread::spawn(move || input.write_all(sql_to_write.as_bytes()));
-        let output = child.wait_with_output().context("wait for psql")?;
-        let written = writer.join().is_ok_and(|written| written.is_ok());
-        if !output.status.success() || !written {
-            let said = String::from_utf8_lossy(&output.stderr);
-            bail!("psql failed ({})\n{}\nSQL: {sql}", output.status, said.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+        run_psql(&self.psql, &self.url_of(database), sql)
     }
 
     fn data(&self) -> PathBuf {
         self.home.path().join("data")
     }
+}
+
+/// Runs SQL in the database at `url`, as [`Postgres::psql`] does in its own.
+pub fn psql(url: &str, sql: &str) -> anyhow::Result<String> {
+    run_psql(&tools::program(&["psql"], &tools::postgres_folders())?, url, sql)
+}
+
+fn run_psql(program: &Path, url: &str, sql: &str) -> anyhow::Result<String> {
+    let mut command = Command::new(program);
+    command
+        .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-", url])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("PG")) {
+        command.env_remove(key);
+    }
+    let mut child = command.spawn().context("start psql")?;
+    let mut input = child.stdin.take().context("psql's standard input")?;
+    // In a thread of its own, as psql may answer before it has read all. A failed write shows as psql's own failure.
+    let sql_to_write = sql.to_owned();
+    let writer = std::thread::spawn(move || input.write_all(sql_to_write.as_bytes()));
+    let output = child.wait_with_output().context("wait for psql")?;
+    let written = writer.join().is_ok_and(|written| written.is_ok());
+    if !output.status.success() || !written {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("psql failed ({})\n{}\nSQL: {sql}", output.status, said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 fn unprivileged_user() -> anyhow::Result<User> {

@@ -65,9 +65,11 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    /// A new socket: it sends nothing until the snapshot that its session asks for has come.
-    pub fn connect(&mut self, socket: SocketId) {
-        self.sockets.insert(socket, Outbox::default());
+    /// A new socket. Its first frame is the view, if that is known already; otherwise it sends nothing until the snapshot has
+    /// come. Returns whether the view is known.
+    pub fn connect(&mut self, socket: SocketId) -> bool {
+        self.sockets.insert(socket, Outbox { snapshot: self.known, ..Outbox::default() });
+        self.known
     }
 
     /// A socket is gone; true if it was the last.
@@ -239,7 +241,7 @@ mod tests {
     #[test]
     fn nothing_is_told_before_the_snapshot() {
         let mut viewer = Viewer::default();
-        viewer.connect(SOCKET);
+        assert!(!viewer.connect(SOCKET));
         viewer.friend_moved(UserId(2), shown(10));
         assert_eq!((viewer.take(SOCKET), viewer.view()), (None, None));
         viewer.snapshot(&snapshot(&[]));
@@ -282,12 +284,12 @@ mod tests {
 
     #[test]
     fn each_socket_has_its_own_outbox() {
-        let mut viewer = known(&[]);
-        viewer.connect(SocketId(2));
+        let mut viewer = known(&[(3, 4)]);
+        assert!(viewer.connect(SocketId(2)), "the view is known");
         viewer.friend_moved(UserId(2), shown(10));
-        assert_eq!(viewer.take(SOCKET), update(&[(2, 10)], &[]));
-        viewer.snapshot(&snapshot(&[(2, 10)]));
-        assert!(matches!(viewer.take(SocketId(2)), Some(Outgoing::Snapshot(_))));
+        assert_eq!(viewer.take(SOCKET), update(&[(2, 10)], &[]), "no second snapshot for who has one");
+        let friends = vec![(UserId(2), shown(10)), (UserId(3), shown(4))];
+        assert_eq!(viewer.take(SocketId(2)), Some(Outgoing::Snapshot(friends)));
         assert!(!viewer.disconnect(SOCKET));
         assert!(viewer.disconnect(SocketId(2)), "the last one");
     }

@@ -77,17 +77,21 @@ impl Hub {
         self.unwritten.load(Ordering::Relaxed)
     }
 
-    /// A client has come: opens its user's session, or asks for a snapshot in an open one.
+    /// A client has come. It opens its user's session, which asks for a snapshot, unless another client has done so before.
     pub fn connect(self: &Arc<Self>, user: UserId) -> Connection {
         let socket = SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed));
         let wake = Arc::new(Notify::new());
         {
             let mut shard = self.shard(user);
             let entry = shard.entry(user).or_default();
-            entry.viewer.connect(socket);
+            let known = entry.viewer.connect(socket);
             entry.wakers.push((socket, Arc::clone(&wake)));
-            entry.ask = next_ask(entry.ask);
-            self.write_session(user, Some(entry.ask));
+            if known {
+                wake.notify_one();
+            } else if entry.wakers.len() == 1 {
+                entry.ask = next_ask(entry.ask);
+                self.write_session(user, Some(entry.ask));
+            }
         }
         self.sockets.fetch_add(1, Ordering::Relaxed);
         Connection { user, socket, wake }

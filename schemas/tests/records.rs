@@ -40,23 +40,35 @@ fn event(user_id: i64, lat_e7: i32) -> LocationEvent {
 
 #[test]
 fn location_event() {
-    check(event(42, 377_700_000), expect!["c301533836241f50d0685480a0abfef962c8a1abfef96202c0fa99e802bfa2b28f09020000404100020000874304"]);
+    check(
+        event(42, 377_700_000),
+        expect!["c301533836241f50d0685480a0abfef962c8a1abfef96202c0fa99e802bfa2b28f09020000404100020000874304"],
+    );
 }
 
 #[test]
 fn withdrawal() {
-    check(LocationEvent { position: None, source: Source::Http, ..event(i64::MAX, 0) }, expect!["c301533836241f50d068feffffffffffffffff0180a0abfef962c8a1abfef9620002"]);
+    check(
+        LocationEvent { position: None, source: Source::Http, ..event(i64::MAX, 0) },
+        expect!["c301533836241f50d068feffffffffffffffff0180a0abfef962c8a1abfef9620002"],
+    );
 }
 
 #[test]
 fn friend_list() {
     let friends = vec![UserId(0), UserId(7), UserId::MAX];
-    check(FriendList { user_id: UserId(42), friends, changed_at: TimestampMs(1) }, expect!["c301e098c905f88ae5315406000efeffffffffffffffff010002"]);
+    check(
+        FriendList { user_id: UserId(42), friends, changed_at: TimestampMs(1) },
+        expect!["c301e098c905f88ae5315406000efeffffffffffffffff010002"],
+    );
 }
 
 #[test]
 fn session() {
-    check(Session { user_id: UserId(42), gateway: gateway(), ask: 3 }, expect!["c301213c105ae5085118540c67312d61626306"]);
+    check(
+        Session { user_id: UserId(42), gateway: gateway(), ask: 3 },
+        expect!["c301213c105ae5085118540c67312d61626306"],
+    );
 }
 
 #[test]
@@ -70,12 +82,22 @@ fn gateway_heartbeat() {
         draining: true,
         started_at: TimestampMs(1_700_000_000_000),
     };
-    check(heartbeat, expect!["c3017cc6f21940d6981c0c67312d6162633a77733a2f2f3132372e302e302e313a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e313a383038310aa08d060180a0abfef962"]);
+    check(
+        heartbeat,
+        expect![
+            "c3017cc6f21940d6981c0c67312d6162633a77733a2f2f3132372e302e302e313a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e313a383038310aa08d060180a0abfef962"
+        ],
+    );
 }
 
 #[test]
 fn friend_moved_batch() {
-    check(batch(), expect!["c301f376fb4bcaa7269490a3abfef962020682a0abfef9620a0054c0fa99e802bfa2b28f0980a0abfef9620402f2c0010400000254060206000402c0fa99e802bfa2b28f0906020000060402c0fa99e802bfa2b28f090454c0fa99e802bfa2b28f0980a0abfef96280e20954c0fa99e802bfa2b28f0980a0abfef96280e209000000"]);
+    check(
+        batch(),
+        expect![
+            "c301f376fb4bcaa7269490a3abfef962020682a0abfef9620a0054c0fa99e802bfa2b28f0980a0abfef9620402f2c0010400000254060206000402c0fa99e802bfa2b28f0906020000060402c0fa99e802bfa2b28f090454c0fa99e802bfa2b28f0980a0abfef96280e20954c0fa99e802bfa2b28f0980a0abfef96280e209000000"
+        ],
+    );
 }
 
 fn batch() -> FriendMovedBatch {
@@ -126,7 +148,8 @@ fn refusals() {
         written with an unknown schema (fingerprint 0123456789abcdef)
         malformed: Failed to read bytes for decoding variable length integer: failed to fill whole buffer
         user id out of range
-        position out of range"#]].assert_eq(
+        position out of range"#]]
+    .assert_eq(
         &[
             refusal(b""),
             refusal(b"{}"),

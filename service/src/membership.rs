@@ -135,10 +135,9 @@ fn run<F: Fn(MembershipEvent) + Send + Sync>(
     let mut watched = BTreeSet::new();
     let mut watched_at = Instant::now();
     while !stop.is_cancelled() {
-        match consumer.poll(POLL) {
-            Some(Err(error)) => tracing::warn!(%error, "group membership"),
-            // Fetched before the pause took effect; records are read elsewhere.
-            Some(Ok(_)) | None => {}
+        // Records that were fetched before the pause took effect are passed over: they are read elsewhere.
+        if let Some(Err(error)) = consumer.poll(POLL) {
+            tracing::warn!(%error, "group membership");
         }
         while let Ok(request) = inbox.try_recv() {
             match request {

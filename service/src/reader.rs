@@ -4,10 +4,10 @@
 
 use crate::Stop;
 use crate::kafka::{Kafka, REQUEST_TIMEOUT};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,10 +40,23 @@ pub enum Start {
     At(i64),
 }
 
+/// Keeps the ends of partitions, which are news to us, out of the client's log of errors.
+struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(%error, reason, "Kafka client");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
 /// One topic's reader. Dropping it does not end the thread; the stop signal or [`Closed`] does.
 #[derive(Clone)]
 pub struct Reader {
-    consumer: Arc<BaseConsumer>,
+    consumer: Arc<BaseConsumer<Quiet>>,
     topic: String,
 }
 
@@ -58,7 +71,7 @@ impl Reader {
         stop: Stop,
         handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
     ) -> Result<Reader, KafkaError> {
-        let consumer: Arc<BaseConsumer> = Arc::new(kafka.reader_config().create()?);
+        let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(kafka.reader_config().create_with_context(Quiet)?);
         let reader = Reader { consumer, topic };
         let (consumer, name) = (Arc::clone(&reader.consumer), format!("read {}", reader.topic));
         let thread = std::thread::Builder::new().name(name);
@@ -121,7 +134,7 @@ impl Reader {
     }
 }
 
-fn run(consumer: &BaseConsumer, stop: &Stop, mut handle: impl FnMut(Read<'_>) -> Result<(), Closed>) {
+fn run(consumer: &BaseConsumer<Quiet>, stop: &Stop, mut handle: impl FnMut(Read<'_>) -> Result<(), Closed>) {
     let mut in_a_row = 0;
     while !stop.is_cancelled() {
         let timeout = if in_a_row == 0 { QUIET_POLL } else { Duration::ZERO };

@@ -1,0 +1,38 @@
+# Every command of this project, one readable line each; CI calls the same targets.
+
+.DEFAULT_GOAL := help
+LISTEN ?= 127.0.0.1:8080
+
+.PHONY: help demo build test test-unit check format deny clean
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: ## Run everything with 500 walkers and the live map at http://127.0.0.1:8080
+	cargo run --release -p nearby -- run --listen $(LISTEN) --walkers 500 --dev-tokens
+
+build: ## Build the binary, target/release/nearby
+	cargo build --release -p nearby
+
+test: ## Every test; installs what is missing (Debian, root) or names it
+	sh e2e/setup.sh
+	cargo build -p nearby
+	cargo test --workspace --features nearby-e2e/full
+
+test-unit: ## The tests that need nothing but cargo
+	cargo test --workspace
+
+check: ## Formatting, lints, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --features nearby-e2e/full -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
+format: ## Format the code
+	cargo fmt --all
+
+deny: ## Licences and advisories of the dependencies (installs cargo-deny, which takes minutes)
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --all-features check
+
+clean: ## Remove what was built
+	cargo clean

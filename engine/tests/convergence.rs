@@ -1,0 +1,231 @@
+//! Random histories against the model: what clients show is what the rules say, after every single input, and in whatever
+//! order the inputs of different users come.
+
+mod model;
+
+use model::{Clients, GATEWAY_LOST_AFTER_MS, INACTIVE_AFTER_MS, Input, Model, RADIUS_M, gateway_id, partition};
+use nearby_engine::{Counts, Engine, EngineSettings, Notice};
+use nearby_schemas::{Place, TimestampMs, UserId};
+use proptest::prelude::*;
+
+const USERS: i64 = 7;
+const GATEWAYS: u8 = 3;
+
+/// An engine, its clients and the model, side by side.
+struct Bench {
+    engine: Engine,
+    model: Model,
+    clients: Clients,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let settings = EngineSettings {
+            radius_m: RADIUS_M,
+            inactive_after_ms: INACTIVE_AFTER_MS,
+            gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
+        };
+        Bench { engine: Engine::new(settings), model: Model::default(), clients: Clients::default() }
+    }
+
+    /// One input to all three; what clients show afterwards is what the model says.
+    fn step(&mut self, input: &Input, now: i64) {
+        let out = call(&mut self.engine, input, now);
+        self.clients.snapshots.clear();
+        for notice in &out {
+            self.clients.hear(notice, |notice| self.engine.gateway_id(gateway_of(notice)).clone());
+        }
+        let asked = self.model.take(input, now);
+        let live = self.model.live();
+        for session in asked.iter().filter(|session| live.contains(session)) {
+            assert!(self.clients.snapshots.contains(session), "no snapshot for {session:?} after {input:?}");
+        }
+        assert!(self.clients.snapshots.is_subset(&live), "a snapshot after {input:?} for who is not connected");
+        // Who is not connected has to get a snapshot before anything else.
+        self.clients.clients.retain(|session, _| live.contains(session));
+        self.check(input);
+    }
+
+    fn check(&self, input: &Input) {
+        let live = self.model.live();
+        for (viewer, gateway) in &live {
+            let client = self.clients.clients.get(&(*viewer, *gateway));
+            let client = client.unwrap_or_else(|| panic!("{viewer}@{gateway} has no snapshot after {input:?}"));
+            assert_eq!(client.view, self.model.view(*viewer), "view of {viewer}@{gateway} after {input:?}");
+            for friend in client.view.keys() {
+                assert!(self.model.listed(*viewer, *friend) && !self.model.withdrew(*friend), "{friend} is shown");
+            }
+            if let Some((place, _)) = self.model.visible(*viewer) {
+                assert_eq!(client.place, Some(place), "place of {viewer} after {input:?}");
+            }
+        }
+        let Counts { users_with_position, viewers_connected, .. } = self.engine.counts();
+        assert_eq!(users_with_position, (0..USERS).filter(|user| self.model.visible(*user).is_some()).count());
+        assert_eq!(viewers_connected, (0..USERS).filter(|user| live.iter().any(|(viewer, _)| viewer == user)).count());
+    }
+}
+
+fn gateway_of(notice: &Notice) -> nearby_engine::GatewayIndex {
+    match notice {
+        Notice::FriendMoved { to, .. }
+        | Notice::FriendLeft { to, .. }
+        | Notice::ViewerMoved { to, .. }
+        | Notice::Snapshot { to, .. } => to.gateway,
+    }
+}
+
+fn call(engine: &mut Engine, input: &Input, now: i64) -> Vec<Notice> {
+    let (now, mut out) = (TimestampMs(now), Vec::new());
+    match input.clone() {
+        Input::Report { user, time, place } => engine.report(UserId(user), TimestampMs(time), place, now, &mut out),
+        Input::List { viewer, friends } => {
+            let friends: Option<Vec<UserId>> = friends.map(|friends| friends.into_iter().map(UserId).collect());
+            engine.friend_list(partition(viewer), UserId(viewer), friends.as_deref(), now, &mut out);
+        }
+        Input::Session { user, gateway, ask } => {
+            engine.session(partition(user), UserId(user), &gateway_id(gateway), ask, now, &mut out);
+        }
+        Input::Heartbeat { gateway, appended_at } => {
+            engine.heartbeat(&gateway_id(gateway), TimestampMs(appended_at), now, &mut out);
+        }
+        Input::GatewayRemoved { gateway } => engine.gateway_removed(&gateway_id(gateway), now, &mut out),
+        Input::Serve { partition } => engine.serve(partition, now, &mut out),
+        Input::Forget { partition } => engine.forget(partition),
+        Input::Again { viewer, gateway } => engine.snapshot_again(UserId(viewer), &gateway_id(gateway), now, &mut out),
+        Input::Tick => engine.tick(now, &mut out),
+    }
+    out
+}
+
+/// Places in clusters somewhat larger than the radius, one across the 180th meridian and one around a pole.
+fn places() -> impl Strategy<Value = Place> {
+    let centres = prop_oneof![4 => Just((37.77, -122.41)), 1 => Just((0.0, 179.98)), 1 => Just((89.95, 10.0))];
+    let offsets = prop_oneof![
+        4 => (-0.06..0.06, prop_oneof![-0.06..0.06, -180.0..180.0]),
+        // So that people are at the very same place.
+        1 => (prop_oneof![Just(0.0), Just(0.05), Just(-0.05)], Just(0.0)),
+    ];
+    (centres, offsets).prop_map(|((lat, lon), (north, east)): ((f64, f64), (f64, f64))| {
+        let lon = lon + if lat > 89.0 || east.abs() < 1.0 { east } else { 0.0 };
+        Place::from_degrees((lat + north).min(90.0), (lon + 540.0).rem_euclid(360.0) - 180.0).expect("on the globe")
+    })
+}
+
+/// An input, with times relative to now, which are made absolute when it is given.
+fn inputs() -> impl Strategy<Value = Input> {
+    let (user, gateway) = (0..USERS, 0..GATEWAYS);
+    let friends = prop::option::weighted(0.9, prop::collection::vec(0..USERS, 0..8));
+    let time = prop_oneof![4 => Just(0_i64), 2 => -20_000..0_i64, 1 => -700_000..0_i64, 1 => 0..5_000_i64];
+    let place = prop::option::weighted(0.9, places());
+    prop_oneof![
+        12 => (user.clone(), time, place).prop_map(|(user, time, place)| Input::Report { user, time, place }),
+        4 => (user.clone(), friends).prop_map(|(viewer, friends)| Input::List { viewer, friends }),
+        5 => (user.clone(), gateway.clone(), prop::option::weighted(0.8, 0..4_i64))
+            .prop_map(|(user, gateway, ask)| Input::Session { user, gateway, ask }),
+        4 => (gateway.clone(), prop_oneof![4 => Just(0_i64), 1 => -40_000..0_i64])
+            .prop_map(|(gateway, appended_at)| Input::Heartbeat { gateway, appended_at }),
+        1 => gateway.clone().prop_map(|gateway| Input::GatewayRemoved { gateway }),
+        2 => (0..2).prop_map(|partition| Input::Serve { partition }),
+        1 => (0..2).prop_map(|partition| Input::Forget { partition }),
+        1 => (user, gateway).prop_map(|(viewer, gateway)| Input::Again { viewer, gateway }),
+        1 => Just(Input::Tick),
+    ]
+}
+
+/// Makes the times of an input absolute.
+fn at(input: Input, now: i64) -> Input {
+    match input {
+        Input::Report { user, time, place } => Input::Report { user, time: now + time, place },
+        Input::Heartbeat { gateway, appended_at } => Input::Heartbeat { gateway, appended_at: now + appended_at },
+        other => other,
+    }
+}
+
+/// Inputs with the time that passes before each: mostly little, sometimes enough for expiry.
+fn histories(length_max: usize) -> impl Strategy<Value = Vec<(Input, i64)>> {
+    let steps_ms = prop_oneof![6 => 0..5_000_i64, 2 => Just(0_i64), 1 => -5_000..0_i64, 1 => 0..400_000_i64];
+    prop::collection::vec((inputs(), steps_ms), 1..length_max).prop_map(|steps| {
+        let mut now = 1_000_000;
+        let absolute = |(input, step_ms)| {
+            now += step_ms;
+            (at(input, now), now)
+        };
+        steps.into_iter().map(absolute).collect()
+    })
+}
+
+/// A world in which much is seen from the beginning.
+fn warm() -> Vec<Input> {
+    let mut inputs: Vec<Input> =
+        (0..GATEWAYS).map(|gateway| Input::Heartbeat { gateway, appended_at: 1_000_000 }).collect();
+    for user in 0..USERS {
+        inputs.push(Input::List { viewer: user, friends: Some((0..USERS).collect()) });
+        inputs.push(Input::Session { user, gateway: u8::from(user > 3), ask: Some(0) });
+    }
+    inputs.extend((0..2).map(|partition| Input::Serve { partition }));
+    inputs
+}
+
+/// Whose stream an input belongs to: within one the log keeps the order, between them it may be any.
+fn stream(input: &Input) -> i64 {
+    match input {
+        Input::Report { user, .. } => *user,
+        Input::List { viewer, .. } => USERS + viewer,
+        Input::Session { user, .. } | Input::Again { viewer: user, .. } => 2 * USERS + user,
+        Input::Heartbeat { .. } | Input::GatewayRemoved { .. } => 3 * USERS,
+        Input::Serve { .. } | Input::Forget { .. } | Input::Tick => 3 * USERS + 1,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+    #[test]
+    fn clients_show_what_the_rules_say_after_every_input(is_warm: bool, history in histories(120)) {
+        let mut bench = Bench::new();
+        if is_warm {
+            warm().iter().for_each(|input| bench.step(input, 1_000_000));
+        }
+        for (input, now) in &history {
+            bench.step(input, *now);
+        }
+    }
+
+    /// Each stream in its order, the streams in any; the clock may be anywhere, as in a processor that catches up.
+    #[test]
+    fn any_interleaving_gives_the_same_views(
+        history in histories(80),
+        picks in prop::collection::vec((any::<prop::sample::Index>(), 0..1_000_i64), 100),
+    ) {
+        // Losing ownership drops what other streams said before, so it has no place here.
+        let inputs: Vec<(Input, i64)> =
+            history.into_iter().filter(|(input, _)| !matches!(input, Input::Forget { .. })).collect();
+        let end = inputs.iter().map(|(_, now)| *now).max().unwrap_or(0);
+        let mut log_order = Bench::new();
+        for (input, now) in &inputs {
+            log_order.step(input, *now);
+        }
+        log_order.step(&Input::Tick, end);
+
+        let mut streams: Vec<std::collections::VecDeque<Input>> = vec![Default::default(); 3 * 7 + 2];
+        for (input, _) in inputs {
+            streams[usize::try_from(stream(&input)).expect("streams count from 0")].push_back(input);
+        }
+        let (mut other_order, mut now) = (Bench::new(), 1_000_000);
+        for (pick, step_ms) in picks.iter().cycle() {
+            streams.retain(|stream| !stream.is_empty());
+            if streams.is_empty() {
+                break;
+            }
+            let input = pick.get_mut(&mut streams).pop_front().expect("empty ones were taken out");
+            now = (now + step_ms).min(end);
+            other_order.step(&input, now);
+        }
+        other_order.step(&Input::Tick, end);
+        prop_assert_eq!(log_order.model.live(), other_order.model.live());
+        for (viewer, gateway) in log_order.model.live() {
+            let of = |bench: &Bench| bench.clients.clients[&(viewer, gateway)].view.clone();
+            prop_assert_eq!(of(&log_order), of(&other_order), "{}@{}", viewer, gateway);
+        }
+    }
+}

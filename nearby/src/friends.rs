@@ -1,0 +1,90 @@
+//! `nearby friends load`: friend lists out of a file of friendships.
+
+use crate::BadSetting;
+use crate::simulate::{Api, TokenSource, friendships};
+use anyhow::Context;
+use nearby_schemas::codec::Codec;
+use nearby_schemas::{FriendList, TimestampMs, UserId};
+use nearby_service::append::{Appender, Outgoing};
+use nearby_service::auth::Tokens;
+use nearby_service::kafka::Kafka;
+use nearby_service::settings::{KafkaSettings, TopicSettings};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Lists handed to Kafka before their acknowledgement is waited for.
+const LISTS_AT_ONCE: usize = 10_000;
+
+/// What to do about friend lists.
+#[derive(clap::Subcommand)]
+pub enum FriendsCommand {
+    /// Replace the list of everybody who stands first in a line of FILE
+    Load(LoadSettings),
+}
+
+/// Settings of `nearby friends load`.
+#[derive(clap::Args)]
+pub struct LoadSettings {
+    /// Lines of user, tab, friend: whom the user may see (SNAP's format), plain or gzip
+    file: PathBuf,
+    /// Write straight to Kafka, HOST:PORT,…; without it the lists go through the API
+    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
+    brokers: Option<String>,
+    #[command(flatten)]
+    names: TopicSettings,
+    /// Base address of the ingest, or of `nearby run`
+    #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    url: String,
+    /// Secret to sign the API's token with; without it the token comes from GET /v1/dev/token
+    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    jwt_secret: Option<String>,
+}
+
+/// Loads.
+pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
+    let FriendsCommand::Load(settings) = command;
+    let lists = friendships(&settings.file)?;
+    if let Some((user, friends)) = lists.iter().find(|(_, friends)| friends.len() > FriendList::FRIENDS_MAX) {
+        let (count, max) = (friends.len(), FriendList::FRIENDS_MAX);
+        return Err(BadSetting(format!("user {user} has {count} friends; at most {max} are accepted")).into());
+    }
+    match settings.brokers {
+        Some(brokers) => {
+            let kafka = Kafka::from_settings(&KafkaSettings { brokers, names: settings.names });
+            write(&kafka, &lists).await?;
+        }
+        None => {
+            let token_source = match settings.jwt_secret.as_deref().filter(|secret| !secret.is_empty()) {
+                Some(secret) => TokenSource::Signed(
+                    Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?,
+                ),
+                None => TokenSource::Development,
+            };
+            Api::new(&settings.url, token_source)?.replace_friend_lists(&lists).await?;
+        }
+    }
+    let friendships: usize = lists.values().map(Vec::len).sum();
+    println!("{} friend lists with {friendships} friends loaded", lists.len());
+    Ok(())
+}
+
+async fn write(kafka: &Kafka, lists: &BTreeMap<UserId, Vec<UserId>>) -> anyhow::Result<()> {
+    let checked = kafka.clone();
+    tokio::task::spawn_blocking(move || checked.check_topics()).await.context("looking at the topics")??;
+    let (appender, codec, topic) = (Appender::new(kafka)?, Codec::<FriendList>::new(), kafka.topics.friend_lists());
+    let lists: Vec<_> = lists.iter().collect();
+    for chunk in lists.chunks(LISTS_AT_ONCE) {
+        let records = chunk.iter().map(|(user, friends)| Outgoing {
+            topic: topic.clone(),
+            key: Some(user.to_string().into_bytes()),
+            value: Some(codec.encode(&FriendList {
+                user_id: **user,
+                friends: (*friends).clone(),
+                changed_at: TimestampMs::now(),
+            })),
+            ..Outgoing::default()
+        });
+        appender.append(records).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Nearby friends on Kafka: one binary for every service and tool.
+//!
+//! Exit codes: 0 ended in order; 2 a setting is wrong (flag, file, busy port); 1 anything else, such as a broker or a
+//! database that cannot be reached.
+
+mod cli;
+mod embedded;
+mod friends;
+mod page;
+mod run;
+mod services;
+mod simulate;
+mod token;
+mod topics;
+mod wiring;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+/// A setting is wrong: the person who started us has to change it.
+#[derive(Debug)]
+pub struct BadSetting(pub String);
+
+impl std::fmt::Display for BadSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadSetting {}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    nearby_service::logs::start();
+    nearby_service::metrics::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    let result = runtime.block_on(dispatch(cli.command));
+    // Threads that still talk to Kafka must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(settings) => run::run(*settings).await,
+        Command::Ingest(settings) => services::ingest(settings).await,
+        Command::Processor(settings) => services::processor(settings).await,
+        Command::Pusher(settings) => services::pusher(settings).await,
+        Command::Sink(settings) => services::sink(settings).await,
+        Command::Topics(command) => topics::topics(command).await,
+        Command::Friends(command) => friends::friends(command).await,
+        Command::Simulate(settings) => simulate::simulate(settings).await,
+        Command::Token(settings) => token::token(&settings),
+        Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,
+    }
+}
+
+/// One line, with the whole chain of reasons.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("nearby: {error:#}");
+    ExitCode::from(if error.is::<BadSetting>() { 2 } else { 1 })
+}

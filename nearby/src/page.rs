@@ -1,0 +1,32 @@
+//! The live map, built into the binary: it needs no file and no other host.
+
+use http::{HeaderValue, header};
+use nearby_service::http::Routes;
+use warp::Filter;
+use warp::reply::Response;
+
+const FILES: &[(&str, &str, &str)] = &[
+    ("", "text/html; charset=utf-8", include_str!("../../web/index.html")),
+    ("map.css", "text/css; charset=utf-8", include_str!("../../web/map.css")),
+    ("app.js", "text/javascript; charset=utf-8", include_str!("../../web/app.js")),
+    ("link.js", "text/javascript; charset=utf-8", include_str!("../../web/link.js")),
+    ("map.js", "text/javascript; charset=utf-8", include_str!("../../web/map.js")),
+    ("panel.js", "text/javascript; charset=utf-8", include_str!("../../web/panel.js")),
+];
+
+/// `GET /` and what the page loads.
+pub fn routes() -> Routes {
+    warp::get()
+        .and(warp::path::full())
+        .and_then(|path: warp::path::FullPath| async move {
+            let name = path.as_str().trim_start_matches('/');
+            let file = FILES.iter().find(|(known, _, _)| *known == name);
+            let (_, content_type, text) = file.ok_or_else(warp::reject::not_found)?;
+            let mut response = Response::new((*text).into());
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+            // The page belongs to the binary: a new one must not run with yesterday's scripts.
+            response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            Ok::<_, warp::Rejection>(response)
+        })
+        .boxed()
+}

@@ -1,0 +1,92 @@
+//! `nearby simulate`: people who use the public API as clients would, and what they experience.
+
+mod api;
+mod checkins;
+mod client;
+mod crowd;
+mod statistics;
+pub mod walkers;
+
+use crate::BadSetting;
+use anyhow::Context;
+use nearby_service::auth::Tokens;
+use nearby_service::{Stop, stop_on_signals};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use api::{Api, TokenSource};
+pub use checkins::friendships;
+
+/// Settings of `nearby simulate`.
+#[derive(clap::Args)]
+pub struct SimulateSettings {
+    /// Base address of the ingest, or of `nearby run`
+    #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    url: String,
+    /// Secret to sign the clients' tokens with; without it they come from GET /v1/dev/token
+    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
+    jwt_secret: Option<String>,
+    /// So many people who walk around and see each other
+    #[arg(long, env = "NEARBY_WALKERS", value_parser = clap::value_parser!(u32).range(1..=100_000), required_unless_present = "checkins")]
+    walkers: Option<u32>,
+    /// Id of the first walker, the others follow; their friend lists are replaced
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i64).range(0..))]
+    first_user: i64,
+    /// A walker reports this often, in milliseconds
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    report_interval_ms: u64,
+    /// Walkers walk for so long, in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    duration_s: u64,
+    /// Replay recorded check-ins instead: SNAP's format (user, time, latitude, longitude, place), plain or gzip
+    #[arg(long, value_name = "FILE", conflicts_with = "walkers")]
+    checkins: Option<PathBuf>,
+    /// Friendships of the people who check in, SNAP's format (user, friend), plain or gzip
+    #[arg(long, value_name = "FILE", requires = "checkins")]
+    friends: Option<PathBuf>,
+    /// Recorded time passes so many times faster
+    #[arg(long, default_value_t = 100_000.0, requires = "checkins")]
+    speed_up: f64,
+    /// Go on listening for so long after the last report, in seconds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    settle_s: u64,
+    /// At the end write here what every client sees, as JSON: {"user": {"friend": [lat, lon, distance_m]}}
+    #[arg(long, value_name = "FILE")]
+    views: Option<PathBuf>,
+}
+
+/// Runs the simulation and prints what came of it.
+pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
+    let token_source = match settings.jwt_secret.as_deref().filter(|secret| !secret.is_empty()) {
+        Some(secret) => {
+            let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
+            TokenSource::Signed(tokens)
+        }
+        None => TokenSource::Development,
+    };
+    let api = Api::new(&settings.url, token_source)?;
+    let stop = Stop::new();
+    stop_on_signals(stop.clone()).context("listening to signals")?;
+    let settle = Duration::from_secs(settings.settle_s);
+    let crowd = match (&settings.checkins, settings.walkers) {
+        (Some(file), _) => {
+            let replay = checkins::Replay::load(file, settings.friends.as_deref(), settings.speed_up)?;
+            replay.run(api, settle, stop).await?
+        }
+        (None, Some(count)) => {
+            let walkers = walkers::Walkers {
+                count,
+                first_user: settings.first_user,
+                report_interval: Duration::from_millis(settings.report_interval_ms),
+            };
+            walkers.run(api, Duration::from_secs(settings.duration_s), settle, stop).await?
+        }
+        (None, None) => return Err(BadSetting("give --walkers or --checkins".to_owned()).into()),
+    };
+    println!("{}", crowd.statistics.summary());
+    if let Some(path) = &settings.views {
+        let text = serde_json::to_string(&crowd.views).context("the views as JSON")?;
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

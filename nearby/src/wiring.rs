@@ -1,0 +1,75 @@
+//! Steps that `run` and the single services have in common: checks before anything is started, and serving.
+
+use crate::BadSetting;
+use anyhow::Context;
+use nearby_service::Stop;
+use nearby_service::auth::{KeyError, Tokens};
+use nearby_service::health::Readiness;
+use nearby_service::http::{Routes, StreamHandler, serve};
+use nearby_service::kafka::Kafka;
+use nearby_service::settings::AuthSettings;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// How often the start looks whether everything is ready.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// Takes the port, so that a busy one is found before anything is started.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
+}
+
+/// The key for tokens; `None` when the settings name none.
+pub fn tokens(settings: &AuthSettings) -> anyhow::Result<Option<Tokens>> {
+    match Tokens::from_settings(settings) {
+        Ok(tokens) => Ok(Some(tokens)),
+        Err(KeyError::Missing) => Ok(None),
+        Err(error) => Err(BadSetting(error.to_string()).into()),
+    }
+}
+
+/// Tokens for anybody are for development only: never beyond loopback, and never silently.
+pub fn check_dev_tokens(settings: &AuthSettings, listen: SocketAddr) -> anyhow::Result<()> {
+    if !settings.dev_tokens {
+        return Ok(());
+    }
+    if !listen.ip().is_loopback() {
+        let refusal = format!("--dev-tokens gives anybody a token for any user: refused when listening on {listen}");
+        return Err(BadSetting(refusal).into());
+    }
+    tracing::warn!(
+        "--dev-tokens: ANYBODY who reaches this port gets a token for ANY user. Never do this in production."
+    );
+    Ok(())
+}
+
+/// Fails unless the broker answers.
+pub async fn check_broker(kafka: &Kafka) -> anyhow::Result<()> {
+    let kafka = kafka.clone();
+    tokio::task::spawn_blocking(move || kafka.check_reachable()).await.context("asking the broker")??;
+    Ok(())
+}
+
+/// Serves routes in the background.
+pub fn serve_in_background(
+    listener: TcpListener,
+    routes: Routes,
+    stream: Option<StreamHandler>,
+    allowed_origins: Vec<String>,
+    stop: &Stop,
+) -> JoinHandle<()> {
+    tokio::spawn(serve(listener, routes, stream, allowed_origins, stop.clone()))
+}
+
+/// Waits until every part is ready; false if the stop came first.
+pub async fn ready(readiness: &Readiness, stop: &Stop) -> bool {
+    while !readiness.missing().is_empty() {
+        if stop.run_until_cancelled(tokio::time::sleep(READY_POLL)).await.is_none() {
+            return false;
+        }
+    }
+    !stop.is_cancelled()
+}

@@ -1,0 +1,102 @@
+//! The history database: how to get in, and its schema.
+
+use crate::error::SinkError;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqlSafeStr};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How long Postgres may take to let us in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A sink that freezes in the middle of a transaction holds the offsets' rows no longer than this.
+const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'";
+
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "history", include_str!("../migrations/0001_history.sql")),
+    (2, "views", include_str!("../migrations/0002_views.sql")),
+];
+
+/// A Postgres database that was reached once. Clones are the same database.
+#[derive(Clone, Debug)]
+pub struct Database {
+    options: PgConnectOptions,
+}
+
+/// Reaches the database at `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, or says within 5 s why not.
+///
+/// # Errors
+/// [`SinkError::DatabaseUrl`], [`SinkError::DatabaseUnreachable`]; the password is in neither.
+pub async fn connect(database_url: &str) -> Result<Database, SinkError> {
+    if !database_url.starts_with("postgresql://") && !database_url.starts_with("postgres://") {
+        return Err(SinkError::DatabaseUrl("it has to start with postgresql://".to_owned()));
+    }
+    let options = PgConnectOptions::from_str(database_url).map_err(|error| {
+        let text = error.to_string();
+        SinkError::DatabaseUrl(text.replace("error with configuration: ", ""))
+    })?;
+    let database = Database { options: options.application_name("nearby-sink").disable_statement_logging() };
+    let connection = database.connection().await.map_err(|reason| database.unreachable(reason))?;
+    drop(connection.close().await);
+    Ok(database)
+}
+
+impl Database {
+    /// Brings the schema `nearby` up to date. Any number of processes may do this at once.
+    ///
+    /// # Errors
+    /// [`SinkError::DatabaseUnreachable`], [`SinkError::Migration`].
+    pub async fn migrate(&self) -> Result<(), SinkError> {
+        // A connection of its own: should a migration fail, its lock ends with the connection.
+        let mut connection = self.connection().await.map_err(|reason| self.unreachable(reason))?;
+        let migrations = MIGRATIONS.iter().map(|(version, description, sql)| {
+            Migration::new(*version, (*description).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        });
+        let mut migrator = Migrator::with_migrations(migrations.collect());
+        migrator.create_schema("nearby");
+        migrator.dangerous_set_table_name("nearby._sqlx_migrations");
+        let result = migrator.run_direct(None, &mut connection, false).await;
+        drop(connection.close().await);
+        result.map_err(|source| SinkError::Migration { server: self.server(), source })
+    }
+
+    /// A new connection, or why there is none.
+    pub(crate) async fn connection(&self) -> Result<PgConnection, String> {
+        let connect = async {
+            let mut connection = PgConnection::connect_with(&self.options).await?;
+            connection.execute(SESSION).await?;
+            Ok::<_, sqlx::Error>(connection)
+        };
+        match tokio::time::timeout(CONNECT_LIMIT, connect).await {
+            Ok(result) => result.map_err(|error| one_line(&error)),
+            Err(_) => Err(format!("no answer within {} s", CONNECT_LIMIT.as_secs())),
+        }
+    }
+
+    /// HOST:PORT/DATABASE.
+    pub(crate) fn server(&self) -> String {
+        let (host, port) = (self.options.get_host(), self.options.get_port());
+        let database = self.options.get_database().unwrap_or(self.options.get_username());
+        match self.options.get_socket() {
+            Some(socket) => format!("{}/{database}", socket.display()),
+            None => format!("{host}:{port}/{database}"),
+        }
+    }
+
+    fn unreachable(&self, reason: String) -> SinkError {
+        SinkError::DatabaseUnreachable { server: self.server(), reason }
+    }
+}
+
+/// What went wrong, without Postgres' details: those may hold a row's values.
+pub(crate) fn one_line(error: &sqlx::Error) -> String {
+    let text = match error {
+        sqlx::Error::Database(refusal) => match refusal.code() {
+            Some(code) => format!("{} ({code})", refusal.message()),
+            None => refusal.message().to_owned(),
+        },
+        sqlx::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    };
+    text.replace('\n', " ")
+}

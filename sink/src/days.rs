@@ -1,0 +1,94 @@
+//! The partitions of `location_history`, one per UTC day: created apart, then attached, so that nobody who reads waits.
+
+use nearby_schemas::TimestampMs;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use std::collections::BTreeSet;
+
+const DAY_MS: i64 = 86_400_000;
+/// Sinks that create partitions take turns by this key; "nearby" and "days" in ASCII would not say more.
+const ADVISORY_LOCK: i64 = 0x6e65_6172_6279_0001;
+
+/// A UTC day, counted from 1970-01-01.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Day(i64);
+
+impl Day {
+    /// The day of a moment.
+    pub fn of(time: TimestampMs) -> Day {
+        Day(time.0.div_euclid(DAY_MS))
+    }
+
+    /// The day after.
+    pub fn next(self) -> Day {
+        Day(self.0 + 1)
+    }
+
+    /// Year, month and day of the month. Source: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms",
+    /// `civil_from_days`.
+    fn civil(self) -> (i64, i64, i64) {
+        let shifted = self.0 + 719_468;
+        let era = shifted.div_euclid(146_097);
+        let day_of_era = shifted.rem_euclid(146_097);
+        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+    }
+
+    /// `location_history_YYYYMMDD`.
+    pub fn partition_name(self) -> String {
+        let (year, month, day) = self.civil();
+        format!("location_history_{year:04}{month:02}{day:02}")
+    }
+
+    /// The first moment, as Postgres reads it.
+    fn starts(self) -> String {
+        let (year, month, day) = self.civil();
+        format!("{year:04}-{month:02}-{day:02} 00:00:00+00")
+    }
+}
+
+/// Creates the partitions of these days, unless they are there. Any number of connections may do this at once.
+pub async fn create(connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
+    let attached: Vec<String> = sqlx::query_scalar(
+        "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+         WHERE i.inhparent = 'nearby.location_history'::regclass",
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    for day in days.iter().filter(|day| !attached.contains(&day.partition_name())) {
+        let (name, from, to) = (day.partition_name(), day.starts(), day.next().starts());
+        let statements = format!(
+            "CREATE TABLE nearby.{name} (LIKE nearby.location_history INCLUDING ALL); \
+             ALTER TABLE nearby.location_history ATTACH PARTITION nearby.{name} FOR VALUES FROM ('{from}') TO ('{to}');"
+        );
+        // Its parts are numbers.
+        transaction.execute(AssertSqlSafe(statements)).await?;
+        tracing::info!(partition = name, "created a partition of the history");
+    }
+    transaction.commit().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_bounds() {
+        for (ms, name, starts) in [
+            (0, "location_history_19700101", "1970-01-01 00:00:00+00"),
+            (-1, "location_history_19691231", "1969-12-31 00:00:00+00"),
+            (951_782_400_000, "location_history_20000229", "2000-02-29 00:00:00+00"),
+            (1_767_225_599_999, "location_history_20251231", "2025-12-31 00:00:00+00"),
+            (1_767_225_600_000, "location_history_20260101", "2026-01-01 00:00:00+00"),
+            (253_402_300_799_999, "location_history_99991231", "9999-12-31 00:00:00+00"),
+        ] {
+            let day = Day::of(TimestampMs(ms));
+            assert_eq!((day.partition_name().as_str(), day.starts().as_str()), (name, starts), "{ms}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Records of one topic out of Kafka, decoded on the reader's thread, through a bounded channel.
+//!
+//! A feed reads the partitions that it was started with, from their offsets. When these change, it is replaced: what
+//! an old feed had under way can't be mistaken for what a new one reads.
+
+use crate::record::{Decoder, Log, Record};
+use nearby_schemas::TimestampMs;
+use nearby_service::Stop;
+use nearby_service::kafka::Kafka;
+use nearby_service::reader::{Closed, Read, Reader, Start};
+use rdkafka::Message;
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+
+/// Records that go through the channel at once.
+const CHUNK_ROWS_MAX: usize = 1_000;
+
+/// What comes out of a feed.
+pub enum Fed {
+    /// Records in the order of the log.
+    Records(Vec<Record>),
+    /// Kafka refuses an offset; its own words.
+    OffsetRefused(String),
+}
+
+/// A running reader. Dropping it ends the reader's thread.
+pub struct Feed {
+    // The first to be dropped: the last handle of a consumer closes it, which is for the reader's thread to do.
+    reader: Reader,
+    records: mpsc::Receiver<Fed>,
+    _stop: DropGuard,
+}
+
+impl Feed {
+    /// Starts reading. At most `backlog_max` records wait for [`next`](Feed::next).
+    ///
+    /// # Errors
+    /// What librdkafka says.
+    pub fn start(
+        kafka: &Kafka,
+        topic: String,
+        log: Log,
+        partitions: &[(i32, Option<i64>)],
+        backlog_max: usize,
+    ) -> Result<Feed, KafkaError> {
+        let stop = Stop::new();
+        let (sender, records) = mpsc::channel((backlog_max / CHUNK_ROWS_MAX).max(1));
+        let decoder = Decoder::of(log);
+        let mut gathered = Vec::new();
+        let handle = move |read: Read<'_>| match read {
+            Read::Record(message) => {
+                gathered.push(record(&decoder, message));
+                if gathered.len() < CHUNK_ROWS_MAX { Ok(()) } else { hand_on(&sender, &mut gathered) }
+            }
+            Read::CaughtUp(_) | Read::Pause => hand_on(&sender, &mut gathered),
+            Read::OffsetOutOfLog(error) => {
+                hand_on(&sender, &mut gathered)?;
+                sender.blocking_send(Fed::OffsetRefused(error.to_string())).map_err(|_| Closed)
+            }
+        };
+        let reader = Reader::start(kafka, topic, stop.clone(), handle)?;
+        let start = |(partition, next): &(i32, Option<i64>)| (*partition, next.map_or(Start::Beginning, Start::At));
+        reader.add(&partitions.iter().map(start).collect::<Vec<_>>())?;
+        Ok(Feed { reader, records, _stop: stop.drop_guard() })
+    }
+
+    /// What comes next; `None` if the reader's thread has ended.
+    pub async fn next(&mut self) -> Option<Fed> {
+        self.records.recv().await
+    }
+
+    /// To ask Kafka something. Drop it on a thread that may block.
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
+}
+
+fn hand_on(sender: &mpsc::Sender<Fed>, gathered: &mut Vec<Record>) -> Result<(), Closed> {
+    if gathered.is_empty() {
+        return Ok(());
+    }
+    sender.blocking_send(Fed::Records(std::mem::take(gathered))).map_err(|_| Closed)
+}
+
+fn record(decoder: &Decoder, message: &BorrowedMessage<'_>) -> Record {
+    let appended_at = message.timestamp().to_millis().map_or_else(TimestampMs::now, TimestampMs);
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        appended_at,
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        content: decoder.decode(message.key(), message.payload(), appended_at),
+    }
+}

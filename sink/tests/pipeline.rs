@@ -1,0 +1,309 @@
+//! The whole sink, between librdkafka's mock cluster and a real Postgres.
+
+mod common;
+
+use common::migrated;
+use nearby_e2e::postgres::Postgres;
+use nearby_schemas::codec::Codec;
+use nearby_schemas::topics::Topics;
+use nearby_schemas::{FriendList, LocationEvent, Position, Source, TimestampMs, UserId};
+use nearby_service::Stop;
+use nearby_service::append::{Appender, Outgoing};
+use nearby_service::health::Readiness;
+use nearby_service::kafka::Kafka;
+use nearby_sink::{Database, SinkError, SinkSettings, run};
+use rdkafka::Message;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Headers;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+const PARTITIONS: i32 = 4;
+const LIMIT: Duration = Duration::from_secs(40);
+const HISTORY: &str =
+    "select count(*), count(distinct (topic, kafka_partition, kafka_offset)) from nearby.location_history";
+
+struct World {
+    postgres: Postgres,
+    database: Database,
+    kafka: Kafka,
+    appender: Appender,
+    _cluster: MockCluster<'static, DefaultProducerContext>,
+}
+
+struct Running {
+    stop: Stop,
+    readiness: Readiness,
+    task: JoinHandle<Result<(), SinkError>>,
+}
+
+impl World {
+    async fn new() -> World {
+        let (postgres, database) = migrated().await;
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        let topics = Topics::default();
+        for (topic, partitions) in
+            [(topics.location_events(), PARTITIONS), (topics.friend_lists(), PARTITIONS), (topics.dead_letters(), 1)]
+        {
+            cluster.create_topic(&topic, partitions, 1).expect("a topic");
+        }
+        let kafka = Kafka { brokers: cluster.bootstrap_servers(), topics, prefix: String::new(), embedded: true };
+        let appender = Appender::new(&kafka).expect("a producer");
+        World { postgres, database, kafka, appender, _cluster: cluster }
+    }
+
+    /// A sink that is in a group of its own if the prefix is: then it fights with the others.
+    fn sink(&self, prefix: &str, settings: SinkSettings) -> Running {
+        let kafka = Kafka { prefix: prefix.to_owned(), ..self.kafka.clone() };
+        let (stop, readiness) = (Stop::new(), Readiness::default());
+        let task = tokio::spawn(run(settings, kafka, self.database.clone(), readiness.clone(), stop.clone()));
+        Running { stop, readiness, task }
+    }
+
+    async fn append(&self, records: Vec<Outgoing>) {
+        self.appender.append(records.into_iter()).await.expect("acknowledged");
+    }
+
+    async fn append_reports(&self, users: std::ops::Range<i64>) {
+        let codec = Codec::new();
+        self.append(users.map(|user| self.outgoing(user, Some(codec.encode(&report(user))))).collect()).await;
+    }
+
+    fn outgoing(&self, user: i64, value: Option<Vec<u8>>) -> Outgoing {
+        let topic = self.kafka.topics.location_events();
+        Outgoing { topic, key: Some(user.to_string().into_bytes()), value, ..Outgoing::default() }
+    }
+
+    fn psql(&self, sql: &str) -> String {
+        self.postgres.psql(sql).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Waits until a query gives this answer.
+    fn eventually(&self, sql: &str, expected: &str) {
+        let start = Instant::now();
+        while self.psql(sql) != expected {
+            assert!(start.elapsed() < LIMIT, "{sql}: {} is not {expected}", self.psql(sql));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The first dead letters: key, and headers as KEY=VALUE.
+    fn dead_letters(&self, count: usize) -> Vec<String> {
+        let consumer: BaseConsumer = self.kafka.reader_config().create().expect("a consumer");
+        let mut places = rdkafka::TopicPartitionList::new();
+        let topic = self.kafka.topics.dead_letters();
+        places.add_partition_offset(&topic, 0, rdkafka::Offset::Beginning).expect("a place");
+        consumer.assign(&places).expect("assigned");
+        let mut letters = Vec::new();
+        while letters.len() < count {
+            let Ok(letter) = consumer.poll(LIMIT).expect("a dead letter in time") else { continue };
+            let headers = letter.headers().expect("headers").iter();
+            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+            let mut parts = vec![text(letter.key())];
+            parts.extend(
+                headers
+                    .filter(|header| header.key == "topic" || header.key == "reason")
+                    .map(|header| format!("{}={}", header.key, text(header.value))),
+            );
+            letters.push(parts.join(" "));
+        }
+        letters.sort();
+        letters
+    }
+}
+
+impl Running {
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.expect("no panic").expect("ended in order");
+    }
+
+    async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err_and(|error| error.is_cancelled()), "it was still running");
+    }
+}
+
+fn report(user: i64) -> LocationEvent {
+    let now = TimestampMs::now();
+    let (lat_e7, lon_e7) = (377_749_000, -1_224_194_000);
+    let position = Position { lat_e7, lon_e7, accuracy_m: Some(5.0), speed_mps: None, heading_deg: None };
+    LocationEvent {
+        user_id: UserId(user),
+        reported_at: now,
+        received_at: now,
+        position: Some(position),
+        source: Source::Http,
+    }
+}
+
+fn small() -> SinkSettings {
+    SinkSettings { batch_rows_max: 100, batch_age_ms: 20, ..SinkSettings::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_record_once_over_kills_and_restarts() {
+    let world = World::new().await;
+    let mut appended = 0;
+    for round in 1..=5 {
+        world.append_reports(appended..appended + 4_000).await;
+        appended += 4_000;
+        let sink = world.sink("", small());
+        // In the middle of it.
+        let some = format!("select count(*) > {} from nearby.location_history", appended - 3_000);
+        world.eventually(&some, "t");
+        println!("killed in round {round} at {}", world.psql(HISTORY));
+        sink.kill().await;
+    }
+    let sink = world.sink("", SinkSettings::default());
+    world.eventually(HISTORY, "20000|20000");
+    assert_eq!(world.psql("select sum(next_offset) from nearby.sink_offsets"), "20000");
+    assert_eq!(world.psql("select count(distinct user_id) from nearby.location_history"), "20000");
+    sink.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_record_once_with_two_sinks_fighting() {
+    let world = World::new().await;
+    let sinks = [world.sink("a.", small()), world.sink("b.", small())];
+    for first in (0..20_000).step_by(1_000) {
+        world.append_reports(first..first + 1_000).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.eventually(HISTORY, "20000|20000");
+    for sink in sinks {
+        sink.end().await;
+    }
+    assert_eq!(world.psql(HISTORY), "20000|20000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_move_between_the_members_of_a_group() {
+    let world = World::new().await;
+    world.append_reports(0..1_000).await;
+    let first = world.sink("", small());
+    world.eventually(HISTORY, "1000|1000");
+    let second = world.sink("", small());
+    for round in 1..=30 {
+        world.append_reports(round * 1_000..(round + 1) * 1_000).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.eventually(HISTORY, "31000|31000");
+    first.end().await;
+    world.append_reports(31_000..32_000).await;
+    world.eventually(HISTORY, "32000|32000");
+    second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_is_a_dead_letter() {
+    let world = World::new().await;
+    world.psql("alter table nearby.location_history add constraint lucky check (user_id not in (13, 1313))");
+    let codec = Codec::new();
+    let ancient = LocationEvent { reported_at: TimestampMs(1_000), ..report(7) };
+    world.append_reports(10..20).await;
+    world.append(vec![world.outgoing(5, Some(b"nonsense".to_vec())), world.outgoing(6, None)]).await;
+    world.append(vec![world.outgoing(7, Some(codec.encode(&ancient)))]).await;
+    world.append_reports(1_000..3_000).await;
+    let sink = world.sink("", SinkSettings::default());
+    world.eventually(HISTORY, "2008|2008");
+    world.eventually("select sum(next_offset) from nearby.sink_offsets", "2013");
+    let refused = "new row for relation \"PARTITION\" violates check constraint \"lucky\" (23514)";
+    let letters: Vec<String> = world.dead_letters(5).iter().map(|letter| without_numbers(letter)).collect();
+    assert_eq!(
+        letters,
+        [
+            format!("13 topic=location-events reason={refused}"),
+            format!("1313 topic=location-events reason={refused}"),
+            "5 topic=location-events reason=not an Avro single object: it does not start with C3 01".to_owned(),
+            "6 topic=location-events reason=no value".to_owned(),
+            "7 topic=location-events reason=reported_at is N ms before the record was appended: more than 8 days"
+                .to_owned(),
+        ]
+    );
+    sink.end().await;
+}
+
+/// The parts of a reason that depend on the time of the test, out.
+fn without_numbers(letter: &str) -> String {
+    let word = |word: &str| match word {
+        word if word.contains("location_history_") => "\"PARTITION\"".to_owned(),
+        word if word.len() > 10 && word.bytes().all(|byte| byte.is_ascii_digit()) => "N".to_owned(),
+        word => word.to_owned(),
+    };
+    letter.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_away_is_waited_for() {
+    let mut world = World::new().await;
+    let settings = SinkSettings { backlog_rows_max: 1_000, ..small() };
+    let sink = world.sink("", settings);
+    world.append_reports(0..1_000).await;
+    world.eventually(HISTORY, "1000|1000");
+    assert_eq!(sink.readiness.missing(), []);
+    world.postgres.kill().expect("it ran");
+    world.append_reports(1_000..20_000).await;
+    let start = Instant::now();
+    while sink.readiness.missing().is_empty() {
+        assert!(start.elapsed() < LIMIT, "still ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{:?}", sink.readiness.missing());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.postgres.restart().expect("Postgres starts again");
+    world.eventually(HISTORY, "20000|20000");
+    assert_eq!(sink.readiness.missing(), []);
+    sink.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_writes_what_is_buffered() {
+    let world = World::new().await;
+    let sink = world.sink("", SinkSettings { batch_age_ms: 60_000, ..SinkSettings::default() });
+    world.append_reports(0..100).await;
+    // Time to join, and to read.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(world.psql(HISTORY), "0|0");
+    sink.end().await;
+    assert_eq!(world.psql(HISTORY), "100|100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offset_outside_the_log_ends_the_sink() {
+    let world = World::new().await;
+    world.append_reports(0..100).await;
+    world.psql("insert into nearby.sink_offsets values ('location-events', 2, 1000)");
+    let sink = world.sink("", small());
+    let error = tokio::time::timeout(LIMIT, sink.task).await.expect("in time").expect("no panic");
+    let error = error.expect_err("there is no such offset").to_string();
+    assert!(error.starts_with("offset 1000 of location-events/2 is outside the log"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn friend_lists_are_mirrored() {
+    let world = World::new().await;
+    let codec = Codec::new();
+    let topic = world.kafka.topics.friend_lists();
+    let record = |user: i64, friends: Option<&[i64]>| {
+        let list = friends.map(|friends| FriendList {
+            user_id: UserId(user),
+            friends: friends.iter().copied().map(UserId).collect(),
+            changed_at: TimestampMs::now(),
+        });
+        let value = list.map(|list| codec.encode(&list));
+        Outgoing { topic: topic.clone(), key: Some(user.to_string().into_bytes()), value, ..Outgoing::default() }
+    };
+    let sink = world.sink("", small());
+    world.append(vec![record(1, Some(&[2])), record(2, Some(&[1])), record(3, Some(&[])), record(2, None)]).await;
+    world.append(vec![Outgoing { key: Some(b"x".to_vec()), ..record(4, Some(&[])) }]).await;
+    let lists = "select user_id, friends from nearby.friend_lists order by 1";
+    world.eventually(lists, "1|{2}\n3|{}");
+    world.eventually("select sum(next_offset) from nearby.sink_offsets where topic = 'friend-lists'", "5");
+    assert_eq!(world.dead_letters(1).len(), 1);
+    world.append(vec![record(1, None), record(2, Some(&[3]))]).await;
+    world.eventually(lists, "2|{3}\n3|{}");
+    sink.end().await;
+}
