@@ -1,7 +1,7 @@
 //! `nearby run`: everything in one process, on one port.
 //!
-//! Order: settings, port, broker and database are checked before anything is started; then the embedded parts, then the
-//! services, then `ready`. At the end the gateway drains first, the services flush, and the database goes last.
+//! Order: settings, port, broker and database are checked before anything is started; then the embedded database starts
+//! beside the services, then the sink, then `ready`. At the end the gateway drains first, the services flush, and the database goes last.
 
 use crate::embedded::database::EmbeddedDatabase;
 use crate::embedded::kafka::EmbeddedKafka;
@@ -10,7 +10,7 @@ use crate::simulate::walkers::{self, Walkers};
 use crate::{BadSetting, page, wiring};
 use anyhow::Context;
 use nearby_ingest::{Ingest, IngestContext};
-use nearby_processor::{Processor, ProcessorSettings};
+use nearby_processor::ProcessorSettings;
 use nearby_pusher::{Pusher, PusherContext, PusherSettings};
 use nearby_schemas::topics::PARTITIONS_DEFAULT;
 use nearby_service::auth::Tokens;
@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use warp::Filter;
 
-const SINK_END_LIMIT: Duration = Duration::from_secs(4);
+const PART_END_LIMIT: Duration = Duration::from_secs(3);
 
 /// Settings of `nearby run`.
 #[derive(clap::Args)]
@@ -72,16 +72,16 @@ struct KafkaPart {
 /// Postgres as given, or embedded.
 struct DatabasePart {
     url: String,
+    connected: Database,
     embedded: Option<EmbeddedDatabase>,
 }
 
-/// The running services.
+/// The services that need no database.
 struct Services {
     ingest: Ingest,
     processor: JoinHandle<anyhow::Result<()>>,
     pusher: Pusher,
-    sink: JoinHandle<anyhow::Result<()>>,
-    walkers: Option<JoinHandle<()>>,
+    served: JoinHandle<()>,
 }
 
 /// Runs until a signal, or until a part fails.
@@ -91,99 +91,99 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let tokens = tokens(&settings.auth)?;
     public_url(settings.listen, settings.advertise_url.as_deref()).map_err(BadSetting)?;
     let listener = wiring::listen(settings.listen).await?;
+    let address = listener.local_addr().context("the listener's address")?;
     let given_database = match &settings.database_url {
-        Some(url) => Some(nearby_sink::connect(url).await?),
+        Some(url) => Some((url.clone(), nearby_sink::connect(url).await?)),
         None => None,
     };
     let kafka = kafka(&settings).await?;
-    let stop = Stop::new();
+    let (readiness, stop) = (Readiness::default(), Stop::new());
     stop_on_signals(stop.clone()).context("listening to signals")?;
+    kafka.access.watch(readiness.clone(), stop.clone());
     println!("kafka {}", kafka.access.brokers);
 
-    let embedding = async {
-        match (&settings.database_url, given_database) {
-            (Some(url), Some(database)) => anyhow::Ok((DatabasePart { url: url.clone(), embedded: None }, database)),
-            _ => {
-                let embedded = EmbeddedDatabase::start().await?;
-                let database = nearby_sink::connect(&embedded.url).await?;
-                Ok((DatabasePart { url: embedded.url.clone(), embedded: Some(embedded) }, database))
+    // The database takes the longest to start, so the services start beside it.
+    readiness.not_ready("database", "starting");
+    let starting = async {
+        tokio::try_join!(database(given_database), start(&settings, listener, &kafka, &tokens, &readiness, &stop))
+    };
+    let Some(started) = stop.run_until_cancelled(starting).await else {
+        // Stopped while starting: the keeper of an embedded database sees that we are gone.
+        return Ok(());
+    };
+    let (database, mut services) = started?;
+    println!("database {}", database.url);
+    let sink = nearby_sink::run(
+        settings.sink.clone(),
+        kafka.access.clone(),
+        database.connected,
+        readiness.clone(),
+        stop.clone(),
+    );
+    let mut sink = tokio::spawn(async move { sink.await.context("the sink stopped") });
+    let mut walkers = None;
+    let going = async {
+        if wiring::ready(&readiness, &stop).await {
+            println!("ready http://{address}");
+            tracing::info!(after_ms = started_at.elapsed().as_millis(), "ready");
+            if settings.walkers > 0 {
+                walkers = Some(start_walkers(&settings, address, tokens, &stop));
             }
         }
+        stop.cancelled().await;
     };
-    let (database_part, database): (DatabasePart, Database) = match stop.run_until_cancelled(embedding).await {
-        Some(started) => started?,
-        // Stopped while the database was starting: its keeper sees that we are gone.
-        None => return Ok(()),
-    };
-    let ended = serve(&settings, listener, &kafka, &database_part.url, database, tokens, stop.clone(), started_at);
-    let mut embedded_database = database_part.embedded;
-    let result = match &mut embedded_database {
-        Some(embedded) => tokio::select! {
-            result = ended => result,
-            error = embedded.failed() => Err(error),
-        },
-        None => ended.await,
+    let mut embedded_database = database.embedded;
+    let failed = tokio::select! {
+        () = going => None,
+        ended = &mut sink => Some(ended.context("the sink").and_then(|ended| ended)),
+        ended = &mut services.processor => Some(ended.context("the processor").and_then(|ended| ended)),
+        error = lost(&mut embedded_database) => Some(Err(error)),
     };
     stop.cancel();
+    if let Some(walkers) = walkers {
+        walkers.abort();
+    }
+    // After a failure the log makes good at the next start for what is not flushed now.
+    let flushing = if failed.is_none() { Some(sink) } else { None };
+    end(services, flushing).await;
     if let Some(embedded) = embedded_database {
         embedded.stop().await;
     }
     drop(kafka.embedded);
-    result
+    failed.unwrap_or(Ok(()))
 }
 
-#[expect(clippy::too_many_arguments, reason = "called once; the arguments are what the checks in `run` have yielded")]
-async fn serve(
-    settings: &RunSettings,
-    listener: TcpListener,
-    kafka: &KafkaPart,
-    database_url: &str,
-    database: Database,
-    tokens: Tokens,
-    stop: Stop,
-    started_at: Instant,
-) -> anyhow::Result<()> {
-    database.migrate().await?;
-    println!("database {database_url}");
-    let address = listener.local_addr().context("the listener's address")?;
-    let readiness = Readiness::default();
-    kafka.access.watch(readiness.clone(), stop.clone());
-    let mut services = start(settings, kafka, database, &tokens, address, &readiness, &stop).await?;
-    let routes = services.ingest.routes.clone().or(services.pusher.routes.clone()).unify();
-    let routes = routes.or(operations(readiness.clone())).unify().or(page::routes()).unify().boxed();
-    let stream = Some(services.pusher.stream.clone());
-    let origins = settings.edge.allowed_origins.clone();
-    let mut served = wiring::serve_in_background(listener, routes, stream, origins, &stop);
-
-    let failed = tokio::select! {
-        result = &mut services.sink => Some(result.context("the sink").and_then(|result| result.context("the sink stopped"))),
-        result = &mut services.processor => Some(result.context("the processor").and_then(|result| result)),
-        _ = &mut served => None,
-        () = async {
-            if wiring::ready(&readiness, &stop).await {
-                println!("ready http://{address}");
-                tracing::info!(after_ms = started_at.elapsed().as_millis(), "ready");
-                if settings.walkers > 0 {
-                    services.walkers = Some(start_walkers(settings, address, tokens, &stop));
-                }
-            }
-            stop.cancelled().await;
-        } => None,
+/// Connects to the given database or starts the embedded one, and brings its schema up to date.
+async fn database(given: Option<(String, Database)>) -> anyhow::Result<DatabasePart> {
+    let part = match given {
+        Some((url, connected)) => DatabasePart { url, connected, embedded: None },
+        None => {
+            let embedded = EmbeddedDatabase::start().await?;
+            let connected = nearby_sink::connect(&embedded.url).await?;
+            DatabasePart { url: embedded.url.clone(), connected, embedded: Some(embedded) }
+        }
     };
-    stop.cancel();
-    end(services, served, failed.is_none()).await;
-    failed.unwrap_or(Ok(()))
+    part.connected.migrate().await?;
+    Ok(part)
+}
+
+/// Ends when the embedded database does; never without one.
+async fn lost(embedded: &mut Option<EmbeddedDatabase>) -> anyhow::Error {
+    match embedded {
+        Some(embedded) => embedded.failed().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn start(
     settings: &RunSettings,
+    listener: TcpListener,
     kafka: &KafkaPart,
-    database: Database,
     tokens: &Tokens,
-    address: SocketAddr,
     readiness: &Readiness,
     stop: &Stop,
 ) -> anyhow::Result<Services> {
+    let address = listener.local_addr().context("the listener's address")?;
     let ingest = nearby_ingest::start(IngestContext {
         kafka: kafka.access.clone(),
         tokens: tokens.clone(),
@@ -214,33 +214,26 @@ async fn start(
         readiness: readiness.clone(),
     };
     let pusher = Pusher::start(&settings.gateway, context).await?;
-    let sink = nearby_sink::run(settings.sink.clone(), kafka.access.clone(), database, readiness.clone(), stop.clone());
-    let sink = tokio::spawn(async move { sink.await.map_err(anyhow::Error::from) });
-    let processor = supervise(processor, stop);
-    Ok(Services { ingest, processor, pusher, sink, walkers: None })
-}
-
-fn supervise(processor: Processor, stop: &Stop) -> JoinHandle<anyhow::Result<()>> {
-    let stop = stop.clone();
-    tokio::spawn(async move { supervise_processor(processor, &stop).await })
+    let routes = ingest.routes.clone().or(pusher.routes.clone()).unify();
+    let routes = routes.or(operations(readiness.clone())).unify().or(page::routes()).unify().boxed();
+    let (stream, origins) = (Some(pusher.stream.clone()), settings.edge.allowed_origins.clone());
+    let served = wiring::serve_in_background(listener, routes, stream, origins, stop);
+    let supervised = stop.clone();
+    let processor = tokio::spawn(async move { supervise_processor(processor, &supervised).await });
+    Ok(Services { ingest, processor, pusher, served })
 }
 
 /// Drains the gateway while requests end, then lets every service flush.
-async fn end(services: Services, served: JoinHandle<()>, processor_and_sink_run: bool) {
-    let Services { ingest, processor, pusher, sink, walkers } = services;
-    if let Some(walkers) = walkers {
-        walkers.abort();
-    }
+async fn end(services: Services, sink: Option<JoinHandle<anyhow::Result<()>>>) {
+    let Services { ingest, processor, pusher, served } = services;
     pusher.end().await;
-    if !served.is_finished() && served.await.is_err() {
+    if served.await.is_err() {
         tracing::warn!("the HTTP edge failed while ending");
     }
     flush_reports(&ingest.reports);
-    if !processor_and_sink_run {
-        return;
-    }
+    let Some(sink) = sink else { return };
     for (part, handle) in [("processor", processor), ("sink", sink)] {
-        match tokio::time::timeout(SINK_END_LIMIT, handle).await {
+        match tokio::time::timeout(PART_END_LIMIT, handle).await {
             Ok(Ok(Ok(()))) => {}
             Ok(Ok(Err(error))) => tracing::warn!("{part}: {error:#}"),
             Ok(Err(error)) => tracing::warn!("{part}: {error}"),
