@@ -127,7 +127,7 @@ async fn advance(connection: &mut PgConnection, topic: &str, advances: &[Advance
         let rows: Vec<i32> = sqlx::query_scalar(
             "UPDATE nearby.sink_offsets AS o SET next_offset = a.next \
              FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS a (kafka_partition, held, next) \
-             WHERE o.topic = $1 AND o.kafka_partition = a.kafka_partition \
+             WHERE o.topic = $1 AND o.kafka_partition = a.kafka_partition AND o.next_offset = a.held \
              RETURNING o.kafka_partition",
         )
         .bind(topic)

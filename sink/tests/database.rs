@@ -98,6 +98,22 @@ async fn of_two_writers_one_loses_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_lost_keeps_the_others_from_advancing() {
+    let (postgres, _database) = migrated().await;
+    let mut writer = session(&postgres).await;
+    psql(&postgres, "insert into nearby.sink_offsets values ('location-events', 0, 5), ('location-events', 1, 7)");
+    let batcher = batch(5, vec![event(1, None)]);
+    let lost = Advance { partition: 1, held: Some(6), next: 8 };
+    let new = Advance { partition: 2, held: None, next: 1 };
+    for others in [vec![lost], vec![lost, new]] {
+        let advances = [batcher.attempt().advances, others].concat();
+        let written = writer.write(Log::LocationEvents, TOPIC, items(&batcher), &advances).await;
+        assert_eq!(written, Ok(Written::Lost(vec![1])));
+        assert_eq!(psql(&postgres, "select array_agg(next_offset order by 1) from nearby.sink_offsets"), "{5,7}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_are_told_apart() {
     let (postgres, _database) = migrated().await;
     let mut writer = session(&postgres).await;
