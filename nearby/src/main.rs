@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     nearby_service::logs::start();
     nearby_service::metrics::start();
+    raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -59,6 +60,16 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Simulate(settings) => simulate::simulate(settings).await,
         Command::Token(settings) => token::token(&settings),
         Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,
+    }
+}
+
+/// Sockets are files: the usual soft limit of 1,024 would end a gateway's welcome early.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

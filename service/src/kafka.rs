@@ -221,18 +221,15 @@ impl Kafka {
     pub fn watch(&self, readiness: Readiness, stop: Stop) {
         readiness.not_ready("kafka", "not asked yet");
         let kafka = self.clone();
-        std::thread::spawn(move || {
-            let probe = kafka.probe();
-            while !stop.is_cancelled() {
-                let answer = probe.as_ref().map_err(ToString::to_string).and_then(|probe| {
-                    let answer = probe.fetch_metadata(Some(&kafka.topics.gateways()), REQUEST_TIMEOUT);
-                    answer.map(drop).map_err(|error| error.to_string())
-                });
-                match answer {
-                    Ok(()) => readiness.ready("kafka"),
-                    Err(because) => readiness.not_ready("kafka", because),
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(WATCH_INTERVAL);
+            while stop.run_until_cancelled(interval.tick()).await.is_some() {
+                let asked = kafka.clone();
+                match tokio::task::spawn_blocking(move || asked.check_reachable()).await {
+                    Ok(Ok(())) => readiness.ready("kafka"),
+                    Ok(Err(because)) => readiness.not_ready("kafka", because.to_string()),
+                    Err(because) => readiness.not_ready("kafka", because.to_string()),
                 }
-                std::thread::sleep(WATCH_INTERVAL);
             }
         });
     }

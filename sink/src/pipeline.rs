@@ -152,7 +152,6 @@ impl Pipeline {
                 tracing::info!(topic = self.topic, ?partitions, "owned no longer");
                 for partition in partitions {
                     self.unplaced.remove(&partition);
-                    self.batcher.disown(partition);
                 }
                 self.restart_feed()?;
             }
@@ -165,7 +164,7 @@ impl Pipeline {
     async fn take(&mut self, fed: Fed) -> Result<(), SinkError> {
         let records = match fed {
             Fed::Records(records) => records,
-            Fed::OffsetRefused(_) => return Ok(()),
+            Fed::OffsetRefused(reason) => return Err(self.out_of_log(reason).await),
         };
         let now = Instant::now();
         for record in records {
