@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:8080
 # Recorded movement and its friend graph; not part of the project.
 RECORDED ?= ../shared/data/gowalla-nyc
 
-.PHONY: help demo build test test-unit check format deny clean
+.PHONY: help demo build test test-unit check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,9 +33,13 @@ check: ## Formatting, lints, documentation
 format: ## Format the code
 	cargo fmt --all
 
-deny: ## Licences and advisories of the dependencies (installs cargo-deny, which takes minutes)
+deny: ## Licences, sources and bans of the dependencies (installs cargo-deny, which takes minutes)
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
-	cargo deny --all-features check
+	cargo deny --all-features check licenses bans sources
+
+advisories: ## Known vulnerabilities of the dependencies (fetches the RustSec database)
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --all-features check advisories
 
 clean: ## Remove what was built
 	cargo clean

@@ -98,10 +98,10 @@ export function tell(text) {
   if ($('comings').childElementCount > COMINGS_KEPT) $('comings').lastElementChild.remove();
 }
 
-/** Many at once, as when I move far or stop sharing, are one line. */
+/** Many at once, as when I move far or stop sharing, are one line. One alone is no number of friends: it is named as such. */
 export function tellEach(ids, what) {
   if (ids.length > COMINGS_NAMED_MAX) tell(`${ids.length} friends ${what}`);
-  else ids.forEach((id) => tell(`${id} ${what}`));
+  else ids.forEach((id) => tell(`friend ${id} ${what}`));
 }
 
 export function logFrame(direction, text) {

@@ -6,9 +6,11 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Uri};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -82,7 +84,38 @@ pub async fn request(
     answer.with_context(|| format!("no answer within {LIMIT:?}")).flatten().with_context(|| format!("{method} {url}"))
 }
 
+/// The beginning of an endless answer, up to where it contains `end`.
+pub async fn stream_until(url: &str, headers: &[(&str, &str)], end: &str, limit: Duration) -> anyhow::Result<String> {
+    let reading = async {
+        let (response, driver) = open("GET", url, headers, Bytes::new()).await?;
+        let mut body = response.into_body();
+        let mut text = String::new();
+        while !text.contains(end) {
+            let frame = body.frame().await.with_context(|| format!("it ended after {text:?}"))??;
+            text.push_str(&String::from_utf8_lossy(frame.data_ref().unwrap_or(&Bytes::new())));
+        }
+        driver.abort();
+        Ok(text)
+    };
+    let read = tokio::time::timeout(limit, reading).await;
+    read.with_context(|| format!("{end:?} did not come within {limit:?}")).flatten().with_context(|| url.to_owned())
+}
+
 async fn exchange(method: &str, url: &str, headers: &[(&str, &str)], body: Bytes) -> anyhow::Result<Response> {
+    let (response, driver) = open(method, url, headers, body).await?;
+    let (head, body) = response.into_parts();
+    let body = body.collect().await.context("read the body")?.to_bytes();
+    driver.abort();
+    Ok(Response { status: head.status.as_u16(), headers: head.headers, body })
+}
+
+/// Sends the request; the answer's body is still to be read, while the connection's task runs.
+async fn open(
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> anyhow::Result<(http::Response<Incoming>, JoinHandle<hyper::Result<()>>)> {
     let uri: Uri = url.parse().context("no address")?;
     if uri.scheme_str() != Some("http") {
         bail!("only http:// is spoken here");
@@ -96,9 +129,5 @@ async fn exchange(method: &str, url: &str, headers: &[(&str, &str)], body: Bytes
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = sender.send_request(request.body(Full::new(body))?).await?;
-    let (head, body) = response.into_parts();
-    let body = body.collect().await.context("read the body")?.to_bytes();
-    driver.abort();
-    Ok(Response { status: head.status.as_u16(), headers: head.headers, body })
+    Ok((sender.send_request(request.body(Full::new(body))?).await?, driver))
 }

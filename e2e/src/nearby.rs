@@ -174,8 +174,12 @@ impl Drop for Nearby {
 
 /// A token out of `nearby token`.
 pub fn token(secret: &str, user: i64, scopes: &str) -> anyhow::Result<String> {
-    let user = user.to_string();
-    let args = ["token", "--user", &user, "--scope", scopes];
+    token_with(secret, &["--user", &user.to_string(), "--scope", scopes])
+}
+
+/// A token out of `nearby token` with these arguments.
+pub fn token_with(secret: &str, args: &[&str]) -> anyhow::Result<String> {
+    let args = [&["token"], args].concat();
     let output = Command::new(tools::nearby()?).args(args).env("NEARBY_JWT_SECRET", secret).output();
     let output = output.context("run nearby token")?;
     if !output.status.success() {

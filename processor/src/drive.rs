@@ -26,6 +26,7 @@ const CLEANING_INTERVAL: Duration = Duration::from_secs(600);
 /// Wakes taken in a row before the outbox gets its turn.
 const WAKES_AT_ONCE_MAX: usize = 64;
 const END_FLUSH: Duration = Duration::from_secs(3);
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Everything the engine's thread has.
 pub(crate) struct Drive {
@@ -118,6 +119,12 @@ impl Drive {
         }
         self.pack();
         self.outbox.end(END_FLUSH);
+        // Who is known to have left need not be waited for by the group when the next one joins.
+        if let Some(membership) = &self.membership
+            && !membership.left(LEAVE_LIMIT)
+        {
+            tracing::warn!("the group was not left in time; it finds out after the session timeout");
+        }
     }
 
     fn wake(&mut self, wake: Wake, stop: &Stop) {

@@ -41,7 +41,7 @@ pub struct AuthSettings {
     #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
     pub jwt_public_key_file: Option<PathBuf>,
     /// Serve GET /v1/dev/token, which gives anybody a token for any user; for development, on loopback only
-    #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub dev_tokens: bool,
 }
 

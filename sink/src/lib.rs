@@ -70,7 +70,9 @@ pub async fn run(
     })?;
     let membership = Arc::new(membership);
     let appender = Appender::new(&kafka)?;
-    readiness.ready("database");
+    for log in [Log::LocationEvents, Log::FriendLists] {
+        readiness.ready(log.part());
+    }
     let around = Arc::new(Surroundings { settings, kafka, database, appender, readiness, stop: stop.clone() });
     let events = Pipeline::new(Log::LocationEvents, Arc::clone(&around), Some(Arc::clone(&membership)), events_out);
     let lists = Pipeline::new(Log::FriendLists, around, None, lists_out);

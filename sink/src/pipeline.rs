@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 /// Waiting times between attempts while the database or the broker is away.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How often a sink with nothing to do makes sure that the database is still there.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long anything may take in the database; after that the connection is given up.
 const DATABASE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -60,6 +62,7 @@ pub struct Pipeline {
     unplaced: BTreeSet<i32>,
     feed: Option<Feed>,
     session: Option<Session>,
+    worked_at: Instant,
     retry_at: Option<Instant>,
     retry_after: Duration,
 }
@@ -107,6 +110,7 @@ impl Pipeline {
             unplaced: BTreeSet::new(),
             feed: None,
             session: None,
+            worked_at: Instant::now(),
             retry_at: None,
             retry_after: RETRY_MIN,
         }
@@ -132,14 +136,16 @@ impl Pipeline {
             biased;
             () = stop.cancelled() => Wake::Stop,
             event = self.events.recv() => Wake::Member(event),
-            () = sleep_until(due_at) => Wake::Due,
+            () = tokio::time::sleep_until(due_at.into()) => Wake::Due,
             fed = next_of(&mut self.feed), if has_room => Wake::Fed(fed),
         }
     }
 
-    fn due_at(&self) -> Option<Instant> {
-        let due_at = if self.unplaced.is_empty() { self.batcher.due_at()? } else { Instant::now() };
-        Some(self.retry_at.map_or(due_at, |retry_at| due_at.max(retry_at)))
+    fn due_at(&self) -> Instant {
+        let idle_until = self.worked_at + IDLE_CHECK_INTERVAL;
+        let due_at =
+            if self.unplaced.is_empty() { self.batcher.due_at().unwrap_or(idle_until) } else { self.worked_at };
+        self.retry_at.map_or(due_at, |retry_at| due_at.max(retry_at))
     }
 
     fn follow(&mut self, event: MembershipEvent) -> Result<(), SinkError> {
@@ -152,6 +158,7 @@ impl Pipeline {
                 tracing::info!(topic = self.topic, ?partitions, "owned no longer");
                 for partition in partitions {
                     self.unplaced.remove(&partition);
+                    self.batcher.disown(partition);
                 }
                 self.restart_feed()?;
             }
@@ -189,9 +196,11 @@ impl Pipeline {
 
     /// One piece of work; if it has to wait, sets the time of the next try.
     async fn work(&mut self) -> Result<(), SinkError> {
-        let trouble = match self.try_work().await {
+        let result = self.try_work().await;
+        self.worked_at = Instant::now();
+        let trouble = match result {
             Ok(()) => {
-                self.around.readiness.ready("database");
+                self.around.readiness.ready(self.log.part());
                 (self.retry_at, self.retry_after) = (None, RETRY_MIN);
                 return Ok(());
             }
@@ -204,7 +213,7 @@ impl Pipeline {
                 self.session = None;
                 let server = self.around.database.server();
                 tracing::warn!(topic = self.topic, server, reason, retry_after = ?self.retry_after, "Postgres is away");
-                self.around.readiness.not_ready("database", format!("{server}: {reason}"));
+                self.around.readiness.not_ready(self.log.part(), format!("{server}: {reason}"));
             }
             Trouble::Broker(reason) => {
                 tracing::warn!(topic = self.topic, reason, "a dead letter was not acknowledged: trying again");
@@ -220,7 +229,7 @@ impl Pipeline {
             self.place().await?;
         }
         if self.batcher.is_empty() {
-            return Ok(());
+            return Ok(within(self.session().await?.check()).await?);
         }
         let attempt = self.batcher.attempt();
         self.bury(&attempt).await?;
@@ -372,13 +381,6 @@ impl From<WriteError> for Trouble {
 async fn within<T>(work: impl Future<Output = Result<T, WriteError>>) -> Result<T, WriteError> {
     let limited = tokio::time::timeout(DATABASE_LIMIT, work).await;
     limited.unwrap_or_else(|_| Err(WriteError::Away(format!("no answer within {} s", DATABASE_LIMIT.as_secs()))))
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn next_of(feed: &mut Option<Feed>) -> Option<Fed> {

@@ -55,6 +55,14 @@ impl Log {
         self == Log::LocationEvents
     }
 
+    /// The part of a process's readiness that says whether the database takes its records.
+    pub fn part(self) -> &'static str {
+        match self {
+            Log::LocationEvents => "database",
+            Log::FriendLists => "database (friend lists)",
+        }
+    }
+
     /// The table that its records end in.
     pub fn table(self) -> &'static str {
         match self {
@@ -171,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_report_gets_its_cell() {
-        assert_eq!(decode(&event(0)), Ok(Content::Reported(event(0), Some(0x8928_3082_803f_fff))));
+        assert_eq!(decode(&event(0)), Ok(Content::Reported(event(0), Some(0x0892_8308_2803_ffff))));
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Session {
         Ok(rows.into_iter().collect())
     }
 
+    /// Whether the database still answers.
+    pub async fn check(&mut self) -> Result<(), WriteError> {
+        Ok(self.connection.ping().await?)
+    }
+
     /// Sees to it that these records have partitions of the history to go to, and those of tomorrow too.
     pub async fn ensure_days<'a>(
         &mut self,

@@ -1,8 +1,9 @@
-//! The whole sink, between librdkafka's mock cluster and a real Postgres.
+//! The whole sink, between librdkafka's mock cluster, or a real broker where groups matter, and a real Postgres.
 
 mod common;
 
 use common::migrated;
+use nearby_e2e::kafka::Kafka as Broker;
 use nearby_e2e::postgres::Postgres;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::topics::Topics;
@@ -30,7 +31,13 @@ struct World {
     database: Database,
     kafka: Kafka,
     appender: Appender,
-    _cluster: MockCluster<'static, DefaultProducerContext>,
+    _cluster: Cluster,
+}
+
+/// Lives as long as the world.
+enum Cluster {
+    Mock { _cluster: MockCluster<'static, DefaultProducerContext> },
+    Real { _broker: Broker },
 }
 
 struct Running {
@@ -41,7 +48,6 @@ struct Running {
 
 impl World {
     async fn new() -> World {
-        let (postgres, database) = migrated().await;
         let cluster = MockCluster::new(1).expect("a mock cluster");
         let topics = Topics::default();
         for (topic, partitions) in
@@ -50,6 +56,22 @@ impl World {
             cluster.create_topic(&topic, partitions, 1).expect("a topic");
         }
         let kafka = Kafka { brokers: cluster.bootstrap_servers(), topics, prefix: String::new(), embedded: true };
+        World::over(kafka, Cluster::Mock { _cluster: cluster }).await
+    }
+
+    /// With a real broker: the mock cluster takes 10 s and more for each change of a group.
+    async fn with_real_broker() -> World {
+        let broker = Broker::start().expect("Kafka starts");
+        let (topics, prefix) = (Topics::default(), String::new());
+        let kafka = Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false };
+        for topic in kafka.topics.standing(PARTITIONS) {
+            kafka.create_topic(&topic).await.expect("a topic");
+        }
+        World::over(kafka, Cluster::Real { _broker: broker }).await
+    }
+
+    async fn over(kafka: Kafka, cluster: Cluster) -> World {
+        let (postgres, database) = migrated().await;
         let appender = Appender::new(&kafka).expect("a producer");
         World { postgres, database, kafka, appender, _cluster: cluster }
     }
@@ -182,19 +204,41 @@ async fn every_record_once_with_two_sinks_fighting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_move_between_the_members_of_a_group() {
-    let world = World::new().await;
+    let world = World::with_real_broker().await;
     world.append_reports(0..1_000).await;
     let first = world.sink("", small());
     world.eventually(HISTORY, "1000|1000");
+    // Every connection that advanced an offset.
+    world.psql(
+        "create table writers (id serial, kafka_partition int, pid int default pg_backend_pid());
+         create function told() returns trigger language plpgsql
+         as $$ begin insert into writers (kafka_partition) values (new.kafka_partition); return new; end $$;
+         create trigger told after update on nearby.sink_offsets for each row execute function told()",
+    );
     let second = world.sink("", small());
-    for round in 1..=30 {
-        world.append_reports(round * 1_000..(round + 1) * 1_000).await;
+    let mut appended = 1_000;
+    while world.psql("select count(distinct pid) from writers") != "2" {
+        assert!(appended < 300_000, "the second one gets nothing");
+        world.append_reports(appended..appended + 1_000).await;
+        appended += 1_000;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    world.eventually(HISTORY, "31000|31000");
+    world.eventually(HISTORY, &format!("{appended}|{appended}"));
+    // Both are at work, and neither in the other's partitions.
+    world.psql("delete from writers");
+    for _ in 0..10 {
+        world.append_reports(appended..appended + 1_000).await;
+        appended += 1_000;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    world.eventually(HISTORY, &format!("{appended}|{appended}"));
+    let writers = "select count(distinct pid), count(distinct (kafka_partition, pid)) from writers";
+    assert_eq!(world.psql(writers), format!("2|{PARTITIONS}"));
+
     first.end().await;
-    world.append_reports(31_000..32_000).await;
-    world.eventually(HISTORY, "32000|32000");
+    world.append_reports(appended..appended + 1_000).await;
+    appended += 1_000;
+    world.eventually(HISTORY, &format!("{appended}|{appended}"));
     second.end().await;
 }
 
@@ -255,7 +299,12 @@ async fn a_database_that_is_away_is_waited_for() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.postgres.restart().expect("Postgres starts again");
     world.eventually(HISTORY, "20000|20000");
-    assert_eq!(sink.readiness.missing(), []);
+    // The topic that has nothing to write notices by itself.
+    let start = Instant::now();
+    while !sink.readiness.missing().is_empty() {
+        assert!(start.elapsed() < LIMIT, "{:?}", sink.readiness.missing());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     sink.end().await;
 }
 
@@ -269,6 +318,22 @@ async fn a_stop_writes_what_is_buffered() {
     assert_eq!(world.psql(HISTORY), "0|0");
     sink.end().await;
     assert_eq!(world.psql(HISTORY), "100|100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_were_set_back_with_the_history_are_read_again() {
+    let world = World::new().await;
+    world.append_reports(0..1_000).await;
+    let sink = world.sink("", small());
+    world.eventually(HISTORY, "1000|1000");
+    world.psql("begin; truncate nearby.location_history; update nearby.sink_offsets set next_offset = 0; commit");
+    world.append_reports(1_000..1_100).await;
+    world.eventually(HISTORY, "1100|1100");
+    // Without its history, an offset that was set back is refused.
+    world.psql("delete from nearby.sink_offsets");
+    world.append_reports(1_100..1_200).await;
+    let error = tokio::time::timeout(LIMIT, sink.task).await.expect("in time").expect("no panic");
+    assert!(matches!(error, Err(SinkError::AlreadyInHistory(_))), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -306,4 +371,36 @@ async fn friend_lists_are_mirrored() {
     world.append(vec![record(1, None), record(2, Some(&[3]))]).await;
     world.eventually(lists, "2|{3}\n3|{}");
     sink.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tmp_throughput() {
+    let world = World::with_real_broker().await;
+    let n: i64 = 1_000_000;
+    let codec = Codec::new();
+    for first in (0..n).step_by(20_000) {
+        world.append((first..first + 20_000).map(|user| world.outgoing(user, Some(codec.encode(&report(user))))).collect()).await;
+    }
+    println!("appended");
+    for rows in [5_000, 20_000] {
+        world.psql("truncate nearby.location_history; delete from nearby.sink_offsets");
+        let sink = world.sink(&format!("x{rows}."), SinkSettings { batch_rows_max: rows, ..SinkSettings::default() });
+        world.eventually("select count(*) > 0 from nearby.location_history", "t");
+        let (start, first) = (Instant::now(), world.psql("select count(*) from nearby.location_history"));
+        world.eventually("select sum(next_offset) from nearby.sink_offsets", &n.to_string());
+        let took = start.elapsed().as_secs_f64();
+        println!("{rows}: {} rows/s", (n - first.parse::<i64>().expect("n")) as f64 / took);
+        sink.end().await;
+    }
+    // Bare
+    world.psql("copy nearby.location_history to '/tmp/nearby-bare.bin' (format binary)");
+    println!("{}", world.psql("copy (select * from nearby.location_history) to '/tmp/nearby-bare.bin' (format binary)"));
+    for drop in ["", "drop index nearby.location_history_user"] {
+        world.psql("truncate nearby.location_history");
+        world.psql(drop);
+        let start = Instant::now();
+        println!("{}", world.psql("copy nearby.location_history from '/tmp/nearby-bare.bin' (format binary)"));
+        println!("bare {drop}: {} rows/s", n as f64 / start.elapsed().as_secs_f64());
+    }
+    world.psql("copy (select 1) to program 'rm /tmp/nearby-bare.bin'");
 }
