@@ -8,14 +8,17 @@ use std::time::Duration;
 /// The longest that any step of the story may take.
 pub const STEP: Duration = Duration::from_secs(10);
 
+/// A token for a user with scopes.
+pub type TokenMaker = Box<dyn Fn(i64, &str) -> anyhow::Result<String>>;
+
 /// Where the deployment listens, and who may do what.
 pub struct Deployment {
     /// `http://…` of the ingest.
     pub ingest: String,
     /// `postgresql://…` of the history.
     pub database: String,
-    /// Makes a token for a user with scopes.
-    pub token: Box<dyn Fn(i64, &str) -> anyhow::Result<String>>,
+    /// Makes tokens that the deployment accepts.
+    pub token: TokenMaker,
 }
 
 /// Tells the story with the users `first` and `first + 1`; every figure in it is checked.
@@ -45,7 +48,7 @@ pub async fn two_friends_meet(deployment: &Deployment, first: i64) -> anyhow::Re
     ensure!(answer.json()? == json!({"accepted": 1}), "one report is accepted: {}", answer.text());
     let update = socket.wait_frame("update", STEP).await?;
     let friend = &update["moved"][0];
-    ensure!(friend["id"] == ben.to_string() && friend["lat"] == 40.01 && friend["lon"] == -73.0, "{update}");
+    ensure!(friend["id"] == json!(ben.to_string()) && friend["lat"] == 40.01 && friend["lon"] == -73.0, "{update}");
     ensure!(friend["distance_m"] == 1112.0, "to a decimetre: {update}");
     let visible_ms = friend["visible_until_ms"].as_i64().zip(friend["updated_at_ms"].as_i64());
     ensure!(visible_ms.is_some_and(|(until, updated)| until - updated == 600_000), "{update}");

@@ -52,13 +52,13 @@ async fn handshakes(base: &str) -> anyhow::Result<()> {
     let authorization = ("authorization", bearer.as_str());
     let upgrade = [("connection", "Upgrade"), ("upgrade", "websocket")];
     let key = ("sec-websocket-key", "AAAAAAAAAAAAAAAAAAAAAA==");
-    let cases: [(Vec<(&str, &str)>, u16, &str); 4] = [
+    let (version_8, version_13) = (("sec-websocket-version", "8"), ("sec-websocket-version", "13"));
+    for (headers, status, code) in [
         (vec![], 401, "missing_token"),
         (vec![authorization], 426, "upgrade_required"),
-        (vec![authorization, upgrade[0], upgrade[1], ("sec-websocket-version", "8"), key], 400, "bad_handshake"),
-        (vec![authorization, upgrade[0], upgrade[1], ("sec-websocket-version", "13")], 400, "bad_handshake"),
-    ];
-    for (headers, status, code) in cases {
+        (vec![authorization, upgrade[0], upgrade[1], version_8, key], 400, "bad_handshake"),
+        (vec![authorization, upgrade[0], upgrade[1], version_13], 400, "bad_handshake"),
+    ] {
         let url = format!("{base}/v1/stream");
         let answer = http::request("GET", &url, &headers, Vec::new()).await?.expect_status(status)?;
         ensure!(answer.json()?["code"] == code, "{headers:?}: {}", answer.text());

@@ -10,7 +10,7 @@ use nearby_service::append::Appender;
 use nearby_service::dead_letters;
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::reader::{Read, Reader, Start};
+use nearby_service::reader::{OutOfLog, Read, Reader, Start};
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
@@ -126,15 +126,11 @@ impl Gateways {
                     fed.lock().caught_up();
                     readiness.ready(READINESS_PART);
                 }
-                Read::OffsetOutOfLog(error) => {
-                    tracing::error!(%error, "the topic of the gateways was truncated or replaced: start again");
-                    readiness.not_ready(READINESS_PART, format!("the topic was truncated or replaced: {error}"));
-                }
-                Read::Pause => {}
+                Read::Pause | Read::OffsetOutOfLog(_) => {}
             }
             Ok(())
         };
-        let reader = Reader::start(kafka, kafka.topics.gateways(), stop, handle)?;
+        let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop, handle)?;
         reader.add(&[(0, Start::Beginning)])?;
         Ok(gateways)
     }

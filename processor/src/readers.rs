@@ -11,7 +11,7 @@ use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Ses
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
-use nearby_service::reader::{Closed, Read, Reader, Start};
+use nearby_service::reader::{Closed, OutOfLog, Read, Reader, Start};
 use nearby_service::{Stop, reader};
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
@@ -81,26 +81,28 @@ fn hear_reports(
         }
         Ok(())
     };
-    let reader = Reader::start(kafka, kafka.topics.location_events(), stop.clone(), move |read| match read {
-        Read::Record(record) => {
-            if let Some(event) = decode(&codec, record) {
-                let time = record
-                    .timestamp()
-                    .to_millis()
-                    .map_or(event.reported_at, |appended| event.reported_at.min(TimestampMs(appended)));
-                gathered.push(Reported { user: event.user_id, time, place: event.position.map(|at| at.place()) });
+    let reader =
+        Reader::start(kafka, kafka.topics.location_events(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
+            match read {
+                Read::Record(record) => {
+                    if let Some(event) = decode(&codec, record) {
+                        let time = record
+                            .timestamp()
+                            .to_millis()
+                            .map_or(event.reported_at, |appended| event.reported_at.min(TimestampMs(appended)));
+                        gathered.push(Reported {
+                            user: event.user_id,
+                            time,
+                            place: event.position.map(|at| at.place()),
+                        });
+                    }
+                    caught_up(&wakes, &mut gathered, record.partition(), record.offset() + 1)
+                }
+                Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX - 1),
+                Read::Pause | Read::OffsetOutOfLog(_) if gathered.is_empty() => Ok(()),
+                Read::Pause | Read::OffsetOutOfLog(_) => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
             }
-            caught_up(&wakes, &mut gathered, record.partition(), record.offset() + 1)
-        }
-        Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX - 1),
-        Read::Pause if gathered.is_empty() => Ok(()),
-        Read::Pause => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
-        Read::OffsetOutOfLog(error) => {
-            // Retention ran over us: what is gone is older than any position that counts.
-            tracing::error!(%error, "location-events: records were removed before they were read");
-            Ok(())
-        }
-    })?;
+        })?;
     let oldest_ms = TimestampMs::now().plus_ms(-engine.inactive_after_ms).0;
     let starts = if kafka.embedded {
         (0..partitions).map(|partition| (partition, Start::Beginning)).collect()
@@ -116,7 +118,7 @@ fn hear_reports(
 
 fn hear_heartbeats(kafka: &Kafka, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
     let codec = Codec::<GatewayHeartbeat>::new();
-    let reader = Reader::start(kafka, kafka.topics.gateways(), stop.clone(), move |read| {
+    let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
         let Read::Record(record) = read else { return Ok(()) };
         if record.payload().is_none() {
             let key = record.key().and_then(|key| std::str::from_utf8(key).ok());
@@ -135,7 +137,7 @@ fn hear_heartbeats(kafka: &Kafka, wakes: SyncSender<Wake>, stop: &Stop) -> Resul
 fn hear_lists(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<Reader, KafkaError> {
     let codec = Codec::<FriendList>::new();
     let mut gathered = Vec::new();
-    Reader::start(kafka, kafka.topics.friend_lists(), stop.clone(), move |read| match read {
+    Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => {
             let list = if record.payload().is_some() {
                 decode(&codec, record).map(|list| (list.user_id, Some(list.friends)))
@@ -163,7 +165,7 @@ fn hear_sessions(
     let codec = Codec::<Session>::new();
     let dead_letters = kafka.topics.dead_letters();
     let mut gathered = Vec::new();
-    Reader::start(kafka, kafka.topics.sessions(), stop.clone(), move |read| match read {
+    Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => {
             match session(&codec, record, partitions) {
                 Ok((user, gateway, ask)) => {
@@ -191,11 +193,7 @@ fn hand_on<T>(
     }
     match read {
         Read::CaughtUp(partition) => send(wakes, Wake::CaughtUp(source, *partition)),
-        Read::OffsetOutOfLog(error) => {
-            tracing::error!(%error, "{source:?}: the log begins later than asked for");
-            Ok(())
-        }
-        Read::Record(_) | Read::Pause => Ok(()),
+        Read::Record(_) | Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
     }
 }
 

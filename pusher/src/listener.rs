@@ -8,7 +8,7 @@ use nearby_service::Stop;
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
-use nearby_service::reader::{Read, Reader, Start};
+use nearby_service::reader::{OutOfLog, Read, Reader, Start};
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub fn start(
     let runtime = tokio::runtime::Handle::current();
     let (overrun, mut overruns) = mpsc::channel(1);
     let reading_hub = Arc::clone(&hub);
-    let reader = Reader::start(kafka, kafka.topics.friend_moved(gateway), stop, move |read| {
+    let reader = Reader::start(kafka, kafka.topics.friend_moved(gateway), OutOfLog::Report, stop, move |read| {
         // The hub writes session records, which needs the runtime.
         let _entered = runtime.enter();
         match read {

@@ -84,7 +84,6 @@ impl Kafka {
         config.set("enable.auto.commit", "false");
         config.set("enable.auto.offset.store", "false");
         config.set("enable.partition.eof", "true");
-        config.set("auto.offset.reset", "error");
         config.set("fetch.queue.backoff.ms", "1");
         config.set("queued.max.messages.kbytes", "32768");
         if self.embedded {

@@ -24,8 +24,17 @@ pub enum Read<'a> {
     CaughtUp(i32),
     /// Nothing more right now, or enough in a row: hand on what was gathered.
     Pause,
-    /// The wanted offset is not in the log (any more).
+    /// The wanted offset is not in the log (any more); only with [`OutOfLog::Report`].
     OffsetOutOfLog(KafkaError),
+}
+
+/// What to do when the wanted offset is not in the log, because retention removed it or the topic is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfLog {
+    /// Read nothing more of the partition and say so: a hole matters.
+    Report,
+    /// Go on with the oldest record: what is gone no longer counts.
+    GoOnAtBeginning,
 }
 
 /// The handler's receiver has gone: the reader ends.
@@ -68,10 +77,17 @@ impl Reader {
     pub fn start(
         kafka: &Kafka,
         topic: String,
+        out_of_log: OutOfLog,
         stop: Stop,
         handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
     ) -> Result<Reader, KafkaError> {
-        let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(kafka.reader_config().create_with_context(Quiet)?);
+        let mut config = kafka.reader_config();
+        let reset = match out_of_log {
+            OutOfLog::Report => "error",
+            OutOfLog::GoOnAtBeginning => "earliest",
+        };
+        config.set("auto.offset.reset", reset);
+        let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(config.create_with_context(Quiet)?);
         let reader = Reader { consumer, topic };
         let (consumer, name) = (Arc::clone(&reader.consumer), format!("read {}", reader.topic));
         let thread = std::thread::Builder::new().name(name);

@@ -12,6 +12,9 @@ const BIGINT_OID: i32 = 20;
 /// 2000-01-01 in milliseconds since 1970.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
+/// What is sent at once, about.
+const CHUNK_BYTES: usize = 32 * 1024;
+
 /// The columns of [`Rows::report`], for the `COPY` statement.
 pub const REPORT_COLUMNS: &str = "user_id, reported_at, received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, \
                                   topic, kafka_partition, kafka_offset";
@@ -19,15 +22,16 @@ pub const REPORT_COLUMNS: &str = "user_id, reported_at, received_at, lat, lon, a
 pub const LIST_COLUMNS: &str = "user_id, friends, changed_at";
 
 /// Rows being encoded.
+#[expect(clippy::new_without_default, reason = "no rows are a header already")]
 pub struct Rows {
     bytes: Vec<u8>,
     count: usize,
 }
 
 impl Rows {
-    /// No rows yet, with room for so many bytes.
-    pub fn new(capacity_bytes: usize) -> Rows {
-        let mut bytes = Vec::with_capacity(capacity_bytes);
+    /// No rows yet.
+    pub fn new() -> Rows {
+        let mut bytes = Vec::with_capacity(2 * CHUNK_BYTES);
         bytes.extend_from_slice(SIGNATURE);
         // Flags, and the length of the header's extension.
         bytes.extend_from_slice(&[0; 8]);
@@ -73,7 +77,13 @@ impl Rows {
         self.count
     }
 
-    /// All of it, with the trailer.
+    /// What can be sent already, once it is worth it: Postgres then works while the rest is being encoded.
+    pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        (self.bytes.len() >= CHUNK_BYTES)
+            .then(|| std::mem::replace(&mut self.bytes, Vec::with_capacity(2 * CHUNK_BYTES)))
+    }
+
+    /// The rest, with the trailer.
     pub fn finish(mut self) -> Vec<u8> {
         self.bytes.extend_from_slice(&TRAILER.to_be_bytes());
         self.bytes
@@ -157,7 +167,7 @@ mod tests {
             speed_mps: None,
             heading_deg: Some(2.0),
         };
-        let mut rows = Rows::new(0);
+        let mut rows = Rows::new();
         rows.report(&event(Some(position)), Some(9), "t", 3, 4);
         assert_eq!(rows.count(), 1);
         let expected = HEADER.to_owned()
@@ -169,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_withdrawal_has_no_place() {
-        let mut rows = Rows::new(0);
+        let mut rows = Rows::new();
         rows.report(&event(None), None, "t", 3, 4);
         let expected = HEADER.to_owned()
             + "000c 00000008 0000000000000007 00000008 00000000000003e8 00000008 fffffffffffffc18 \
@@ -185,7 +195,7 @@ mod tests {
             friends: friends.iter().copied().map(UserId).collect(),
             changed_at: TimestampMs(POSTGRES_EPOCH_MS),
         };
-        let mut rows = Rows::new(0);
+        let mut rows = Rows::new();
         rows.list(&list(&[8, 9]));
         rows.list(&list(&[]));
         rows.no_list(UserId(7));

@@ -7,7 +7,7 @@ use crate::record::{Decoder, Log, Record};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::kafka::Kafka;
-use nearby_service::reader::{Closed, Read, Reader, Start};
+use nearby_service::reader::{Closed, OutOfLog, Read, Reader, Start};
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
@@ -60,7 +60,7 @@ impl Feed {
                 sender.blocking_send(Fed::OffsetRefused(error.to_string())).map_err(|_| Closed)
             }
         };
-        let reader = Reader::start(kafka, topic, stop.clone(), handle)?;
+        let reader = Reader::start(kafka, topic, OutOfLog::Report, stop.clone(), handle)?;
         let start = |(partition, next): &(i32, Option<i64>)| (*partition, next.map_or(Start::Beginning, Start::At));
         reader.add(&partitions.iter().map(start).collect::<Vec<_>>())?;
         Ok(Feed { reader, records, _stop: stop.drop_guard() })

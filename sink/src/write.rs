@@ -10,8 +10,6 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A row of `location_history` in COPY's binary format, with some room for the topic's name.
-const ROW_BYTES: usize = 160;
 /// Tells the session's staging table of friend lists from the rows of the transaction before.
 const STAGE_LISTS: &str = "CREATE TEMPORARY TABLE IF NOT EXISTS changed_friend_lists \
                            (user_id bigint, friends bigint[], changed_at timestamptz) ON COMMIT DELETE ROWS";
@@ -163,13 +161,16 @@ async fn copy_reports<'a>(
     topic: &str,
     items: impl Iterator<Item = &'a Item>,
 ) -> Result<usize, sqlx::Error> {
-    let mut rows = Rows::new(items.size_hint().1.unwrap_or(0) * ROW_BYTES);
-    for item in items {
-        if let Some(Content::Reported(event, cell)) = item.content() {
-            rows.report(event, *cell, topic, item.record.partition, item.record.offset);
-        }
-    }
-    copy(connection, &format!("nearby.location_history ({REPORT_COLUMNS})"), rows).await
+    let mut reports = items.filter_map(|item| match item.content() {
+        Some(Content::Reported(event, cell)) => Some((&item.record, event, cell)),
+        _ => None,
+    });
+    let encode = |rows: &mut Rows| {
+        let (record, event, cell) = reports.next()?;
+        rows.report(event, *cell, topic, record.partition, record.offset);
+        Some(())
+    };
+    copy(connection, &format!("nearby.location_history ({REPORT_COLUMNS})"), encode).await
 }
 
 async fn put_lists<'a>(
@@ -177,37 +178,42 @@ async fn put_lists<'a>(
     items: impl Iterator<Item = &'a Item>,
 ) -> Result<usize, sqlx::Error> {
     // The last list in the log wins.
-    let mut lists: BTreeMap<UserId, Option<&FriendList>> = BTreeMap::new();
+    let mut changed: BTreeMap<UserId, Option<&FriendList>> = BTreeMap::new();
     for item in items {
         match item.content() {
-            Some(Content::Listed(list)) => lists.insert(list.user_id, Some(list)),
-            Some(Content::Unlisted(user)) => lists.insert(*user, None),
+            Some(Content::Listed(list)) => changed.insert(list.user_id, Some(list)),
+            Some(Content::Unlisted(user)) => changed.insert(*user, None),
             Some(Content::Reported(..)) | None => None,
         };
     }
-    let mut rows = Rows::new(0);
-    for (user, list) in lists {
-        match list {
-            Some(list) => rows.list(list),
-            None => rows.no_list(user),
-        }
-    }
-    if rows.count() == 0 {
-        return Ok(0);
-    }
     connection.execute(STAGE_LISTS).await?;
-    let count = copy(connection, &format!("changed_friend_lists ({LIST_COLUMNS})"), rows).await?;
+    let encode = |rows: &mut Rows| {
+        match changed.pop_first()? {
+            (_, Some(list)) => rows.list(list),
+            (user, None) => rows.no_list(user),
+        }
+        Some(())
+    };
+    let count = copy(connection, &format!("changed_friend_lists ({LIST_COLUMNS})"), encode).await?;
     connection.execute(REMOVE_LISTS).await?;
     connection.execute(PUT_LISTS).await?;
     Ok(count)
 }
 
-async fn copy(connection: &mut PgConnection, into: &str, rows: Rows) -> Result<usize, sqlx::Error> {
-    let count = rows.count();
-    if count == 0 {
-        return Ok(0);
-    }
+/// Copies the rows that `encode` adds one by one, until it has none.
+async fn copy(
+    connection: &mut PgConnection,
+    into: &str,
+    mut encode: impl FnMut(&mut Rows) -> Option<()>,
+) -> Result<usize, sqlx::Error> {
     let mut copy = connection.copy_in_raw(&format!("COPY {into} FROM STDIN (FORMAT binary)")).await?;
+    let mut rows = Rows::new();
+    while encode(&mut rows).is_some() {
+        if let Some(chunk) = rows.chunk() {
+            copy.send(chunk).await?;
+        }
+    }
+    let count = rows.count();
     copy.send(rows.finish()).await?;
     copy.finish().await?;
     Ok(count)

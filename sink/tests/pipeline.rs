@@ -379,22 +379,76 @@ async fn tmp_throughput() {
     let n: i64 = 1_000_000;
     let codec = Codec::new();
     for first in (0..n).step_by(20_000) {
-        world.append((first..first + 20_000).map(|user| world.outgoing(user, Some(codec.encode(&report(user))))).collect()).await;
+        world
+            .append(
+                (first..first + 20_000).map(|user| world.outgoing(user, Some(codec.encode(&report(user))))).collect(),
+            )
+            .await;
     }
     println!("appended");
+    nearby_service::metrics::start();
     for rows in [5_000, 20_000] {
         world.psql("truncate nearby.location_history; delete from nearby.sink_offsets");
         let sink = world.sink(&format!("x{rows}."), SinkSettings { batch_rows_max: rows, ..SinkSettings::default() });
         world.eventually("select count(*) > 0 from nearby.location_history", "t");
         let (start, first) = (Instant::now(), world.psql("select count(*) from nearby.location_history"));
-        world.eventually("select sum(next_offset) from nearby.sink_offsets", &n.to_string());
+        while world.psql("select sum(next_offset) from nearby.sink_offsets") != n.to_string() {
+            std::thread::sleep(Duration::from_millis(300));
+        }
         let took = start.elapsed().as_secs_f64();
         println!("{rows}: {} rows/s", (n - first.parse::<i64>().expect("n")) as f64 / took);
+        for line in nearby_service::metrics::render()
+            .lines()
+            .filter(|l| l.contains("_sum") || l.contains("_count") || l.contains("total"))
+        {
+            println!("   {line}");
+        }
         sink.end().await;
+    }
+    // No Kafka
+    for rows in [5_000i64, 20_000] {
+        world.psql("truncate nearby.location_history; delete from nearby.sink_offsets");
+        let mut session =
+            nearby_sink::write::Session::new(sqlx::Connection::connect(&world.postgres.url()).await.expect("c"));
+        let mut batcher = nearby_sink::batch::Batcher::new(true, rows as usize, Duration::ZERO);
+        batcher.own(0, None);
+        let mut took = Duration::ZERO;
+        for first in (0..n).step_by(rows as usize) {
+            for offset in first..first + rows {
+                let content = Ok(nearby_sink::record::Content::Reported(report(offset), Some(7)));
+                let record = nearby_sink::record::Record {
+                    partition: 0,
+                    offset,
+                    appended_at: TimestampMs::now(),
+                    key: None,
+                    value: None,
+                    content,
+                };
+                batcher.take(record, Instant::now()).expect("no gap");
+            }
+            let start = Instant::now();
+            let attempt = batcher.attempt();
+            session.ensure_days(batcher.items(&attempt), TimestampMs::now()).await.expect("days");
+            session
+                .write(
+                    nearby_sink::record::Log::LocationEvents,
+                    "location-events",
+                    batcher.items(&attempt),
+                    &attempt.advances,
+                )
+                .await
+                .expect("w");
+            took += start.elapsed();
+            batcher.written(&attempt);
+        }
+        println!("session {rows}: {} rows/s", n as f64 / took.as_secs_f64());
     }
     // Bare
     world.psql("copy nearby.location_history to '/tmp/nearby-bare.bin' (format binary)");
-    println!("{}", world.psql("copy (select * from nearby.location_history) to '/tmp/nearby-bare.bin' (format binary)"));
+    println!(
+        "{}",
+        world.psql("copy (select * from nearby.location_history) to '/tmp/nearby-bare.bin' (format binary)")
+    );
     for drop in ["", "drop index nearby.location_history_user"] {
         world.psql("truncate nearby.location_history");
         world.psql(drop);
