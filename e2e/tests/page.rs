@@ -211,17 +211,3 @@ async fn a_crowd_walks_over_the_map() -> anyhow::Result<()> {
     ensure!(page.console_errors().is_empty(), "{:?}", page.console_errors());
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tmp_picture() -> anyhow::Result<()> {
-    let server = Server::start(&format!("127.0.0.1:{}", ports::free_port()?), &["--walkers", "500"])?;
-    let page = Page::open(&server.url("/")).await?;
-    page.wait_for("document.querySelectorAll('[data-friend]').length >= 20", READY).await?;
-    tokio::time::sleep(Duration::from_secs(70)).await;
-    for i in 0..5 {
-        tokio::time::sleep(Duration::from_secs(4)).await;
-        page.screenshot(format!("/tmp/e2ew/live-{i}.png")).await?;
-    }
-    println!("{:?}", page.console_errors());
-    Ok(())
-}

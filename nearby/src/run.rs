@@ -93,7 +93,7 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let listener = wiring::listen(settings.listen).await?;
     let address = listener.local_addr().context("the listener's address")?;
     let given_database = match &settings.database_url {
-        Some(url) => Some((url.clone(), nearby_sink::connect(url).await?)),
+        Some(url) => Some((url.clone(), wiring::connect_database(url).await?)),
         None => None,
     };
     let kafka = kafka(&settings).await?;

@@ -192,7 +192,7 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
 /// `nearby sink`.
 pub async fn sink(command: SinkCommand) -> anyhow::Result<()> {
     let base = Base::check(command.listen, &command.kafka).await?;
-    let database = nearby_sink::connect(&command.database_url).await?;
+    let database = wiring::connect_database(&command.database_url).await?;
     database.migrate().await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());
     let served = base.serve(warp::any().and_then(nothing_here).boxed(), None, Vec::new())?;

@@ -8,6 +8,7 @@ use nearby_service::health::Readiness;
 use nearby_service::http::{Routes, StreamHandler, serve};
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::AuthSettings;
+use nearby_sink::{Database, SinkError};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -51,6 +52,14 @@ pub async fn check_broker(kafka: &Kafka) -> anyhow::Result<()> {
     let kafka = kafka.clone();
     tokio::task::spawn_blocking(move || kafka.check_reachable()).await.context("asking the broker")??;
     Ok(())
+}
+
+/// Connects to the given database.
+pub async fn connect_database(url: &str) -> anyhow::Result<Database> {
+    match nearby_sink::connect(url).await {
+        Err(error @ SinkError::DatabaseUrl { .. }) => Err(BadSetting(error.to_string()).into()),
+        connected => Ok(connected?),
+    }
 }
 
 /// Serves routes in the background.

@@ -3,11 +3,11 @@
 use crate::health::Readiness;
 use crate::{Stop, settings::KafkaSettings};
 use nearby_schemas::topics::{TopicSpec, Topics};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, ClientContext};
 use std::time::Duration;
 
 /// How long a request for metadata or offsets may take.
@@ -34,18 +34,20 @@ pub struct Kafka {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// Nobody answers.
-    #[error("Kafka at {brokers} cannot be reached: {source}")]
+    #[error("Kafka at {brokers} cannot be reached: {reason}")]
     Unreachable {
         /// As given.
         brokers: String,
         /// What the client said.
-        source: KafkaError,
+        reason: String,
     },
     /// A topic is not there.
-    #[error("the topics {} are missing at {brokers}: create them with `nearby topics create --brokers {brokers}`", .names.join(", "))]
+    #[error("the topics {} are missing at {brokers}: create them with `nearby topics create --brokers {brokers}{}`", .names.join(", "), prefix_flag(.prefix))]
     MissingTopics {
         /// As given.
         brokers: String,
+        /// Of the names.
+        prefix: String,
         /// Which.
         names: Vec<String>,
     },
@@ -124,7 +126,7 @@ impl Kafka {
     /// # Errors
     /// [`ClusterError::Unreachable`].
     pub fn check_reachable(&self) -> Result<(), ClusterError> {
-        self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map(drop).map_err(|source| self.unreachable(source))
+        self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map(drop).map_err(|source| self.unreachable(&source))
     }
 
     /// Partitions of the topics that are partitioned by user; fails when a standing topic is missing. Blocks.
@@ -133,7 +135,7 @@ impl Kafka {
     /// [`ClusterError::Unreachable`], [`ClusterError::MissingTopics`].
     pub fn check_topics(&self) -> Result<i32, ClusterError> {
         let metadata =
-            self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map_err(|source| self.unreachable(source))?;
+            self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map_err(|source| self.unreachable(&source))?;
         let partitions = |name: &str| {
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             topic.map(|topic| topic.partitions().len()).filter(|count| *count > 0)
@@ -142,7 +144,8 @@ impl Kafka {
         let names = standing.iter().map(|topic| &topic.name).filter(|name| partitions(name).is_none());
         let names: Vec<String> = names.cloned().collect();
         if !names.is_empty() {
-            return Err(ClusterError::MissingTopics { brokers: self.brokers.clone(), names });
+            let (brokers, prefix) = (self.brokers.clone(), self.prefix.clone());
+            return Err(ClusterError::MissingTopics { brokers, prefix, names });
         }
         let count = partitions(&self.topics.location_events()).unwrap_or_default();
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
@@ -160,7 +163,7 @@ impl Kafka {
             new = new.set(key, value);
         }
         let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
-        let results = admin.create_topics([&new], &options).await.map_err(|source| self.unreachable(source))?;
+        let results = admin.create_topics([&new], &options).await.map_err(|source| self.unreachable(&source))?;
         for result in results {
             match result {
                 Ok(_) => {}
@@ -178,7 +181,7 @@ impl Kafka {
     pub async fn delete_topic(&self, name: &str) -> Result<(), ClusterError> {
         let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
         let results = self.admin()?.delete_topics(&[name], &options).await;
-        for result in results.map_err(|source| self.unreachable(source))? {
+        for result in results.map_err(|source| self.unreachable(&source))? {
             result.map_err(|(name, reason)| ClusterError::Refused { name, reason: reason.to_string() })?;
         }
         Ok(())
@@ -191,7 +194,7 @@ impl Kafka {
     pub async fn topic_differences(&self, topic: &TopicSpec) -> Result<Vec<String>, ClusterError> {
         let probe = self.probe()?;
         let metadata =
-            probe.fetch_metadata(Some(&topic.name), REQUEST_TIMEOUT).map_err(|source| self.unreachable(source))?;
+            probe.fetch_metadata(Some(&topic.name), REQUEST_TIMEOUT).map_err(|source| self.unreachable(&source))?;
         let count = metadata.topics().first().map_or(0, |found| found.partitions().len());
         if count == 0 {
             return Ok(vec![format!("{}: missing", topic.name)]);
@@ -202,7 +205,7 @@ impl Kafka {
         }
         let resource = ResourceSpecifier::Topic(&topic.name);
         let results = self.admin()?.describe_configs([&resource], &AdminOptions::new()).await;
-        for found in results.map_err(|source| self.unreachable(source))? {
+        for found in results.map_err(|source| self.unreachable(&source))? {
             let found = found
                 .map_err(|reason| ClusterError::Refused { name: topic.name.clone(), reason: reason.to_string() })?;
             for (key, expected) in &topic.settings {
@@ -233,15 +236,29 @@ impl Kafka {
         });
     }
 
-    fn admin(&self) -> Result<AdminClient<DefaultClientContext>, ClusterError> {
-        self.config().create().map_err(|source| self.unreachable(source))
+    fn admin(&self) -> Result<AdminClient<Silent>, ClusterError> {
+        self.config().create_with_context(Silent).map_err(|source| self.unreachable(&source))
     }
 
-    fn probe(&self) -> Result<BaseConsumer, ClusterError> {
-        self.reader_config().create().map_err(|source| self.unreachable(source))
+    fn probe(&self) -> Result<BaseConsumer<Silent>, ClusterError> {
+        self.reader_config().create_with_context(Silent).map_err(|source| self.unreachable(&source))
     }
 
-    fn unreachable(&self, source: KafkaError) -> ClusterError {
-        ClusterError::Unreachable { brokers: self.brokers.clone(), source }
+    fn unreachable(&self, source: &KafkaError) -> ClusterError {
+        ClusterError::Unreachable { brokers: self.brokers.clone(), reason: source.to_string() }
     }
+}
+
+/// What a probe finds out it returns; the client's own lines beside that would only repeat it.
+struct Silent;
+
+impl ClientContext for Silent {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Silent {}
+
+fn prefix_flag(prefix: &str) -> String {
+    if prefix.is_empty() { String::new() } else { format!(" --topic-prefix {prefix}") }
 }

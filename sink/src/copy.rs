@@ -22,22 +22,23 @@ pub const REPORT_COLUMNS: &str = "user_id, reported_at, received_at, lat, lon, a
 pub const LIST_COLUMNS: &str = "user_id, friends, changed_at";
 
 /// Rows being encoded.
-#[expect(clippy::new_without_default, reason = "no rows are a header already")]
 pub struct Rows {
     bytes: Vec<u8>,
     count: usize,
 }
 
-impl Rows {
+impl Default for Rows {
     /// No rows yet.
-    pub fn new() -> Rows {
+    fn default() -> Rows {
         let mut bytes = Vec::with_capacity(2 * CHUNK_BYTES);
         bytes.extend_from_slice(SIGNATURE);
         // Flags, and the length of the header's extension.
         bytes.extend_from_slice(&[0; 8]);
         Rows { bytes, count: 0 }
     }
+}
 
+impl Rows {
     /// A row of `location_history`.
     pub fn report(&mut self, event: &LocationEvent, cell: Option<i64>, topic: &str, partition: i32, offset: i64) {
         self.begin(12);
@@ -167,7 +168,7 @@ mod tests {
             speed_mps: None,
             heading_deg: Some(2.0),
         };
-        let mut rows = Rows::new();
+        let mut rows = Rows::default();
         rows.report(&event(Some(position)), Some(9), "t", 3, 4);
         assert_eq!(rows.count(), 1);
         let expected = HEADER.to_owned()
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_withdrawal_has_no_place() {
-        let mut rows = Rows::new();
+        let mut rows = Rows::default();
         rows.report(&event(None), None, "t", 3, 4);
         let expected = HEADER.to_owned()
             + "000c 00000008 0000000000000007 00000008 00000000000003e8 00000008 fffffffffffffc18 \
@@ -195,7 +196,7 @@ mod tests {
             friends: friends.iter().copied().map(UserId).collect(),
             changed_at: TimestampMs(POSTGRES_EPOCH_MS),
         };
-        let mut rows = Rows::new();
+        let mut rows = Rows::default();
         rows.list(&list(&[8, 9]));
         rows.list(&list(&[]));
         rows.no_list(UserId(7));

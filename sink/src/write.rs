@@ -207,7 +207,7 @@ async fn copy(
     mut encode: impl FnMut(&mut Rows) -> Option<()>,
 ) -> Result<usize, sqlx::Error> {
     let mut copy = connection.copy_in_raw(&format!("COPY {into} FROM STDIN (FORMAT binary)")).await?;
-    let mut rows = Rows::new();
+    let mut rows = Rows::default();
     while encode(&mut rows).is_some() {
         if let Some(chunk) = rows.chunk() {
             copy.send(chunk).await?;

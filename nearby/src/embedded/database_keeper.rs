@@ -129,7 +129,11 @@ fn claim_data_folder(folder: &Path) -> anyhow::Result<DataFolder> {
         if !ours || path.extension().is_none_or(|extension| extension != "lock") {
             continue;
         }
-        let lock = File::open(&path).with_context(context)?;
+        let lock = match File::open(&path) {
+            // Its keeper has ended since the folder was listed.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened.with_context(context)?,
+        };
         match lock.try_lock() {
             Ok(()) => clear_up(&DataFolder { path: path.with_extension(""), _lock: lock }),
             Err(TryLockError::WouldBlock) => {}
@@ -137,8 +141,11 @@ fn claim_data_folder(folder: &Path) -> anyhow::Result<DataFolder> {
         }
     }
     let path = folder.join(format!("{DATA_PREFIX}{:016x}", rand::random::<u64>()));
-    let lock = File::create(path.with_extension("lock")).with_context(context)?;
+    // Locked before it has the name by which another keeper would look for it.
+    let unnamed = path.with_extension("new");
+    let lock = File::create(&unnamed).with_context(context)?;
     lock.lock().with_context(context)?;
+    std::fs::rename(&unnamed, path.with_extension("lock")).with_context(context)?;
     Ok(DataFolder { path, _lock: lock })
 }
 

@@ -19,6 +19,7 @@ pub use checkins::friendships;
 
 /// Settings of `nearby simulate`.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("people").required(true).args(["walkers", "checkins"]))]
 pub struct SimulateSettings {
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
@@ -27,7 +28,7 @@ pub struct SimulateSettings {
     #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
     jwt_secret: Option<String>,
     /// So many people who walk around and see each other
-    #[arg(long, env = "NEARBY_WALKERS", value_parser = clap::value_parser!(u32).range(1..=100_000), required_unless_present = "checkins")]
+    #[arg(long, env = "NEARBY_WALKERS", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     walkers: Option<u32>,
     /// Id of the first walker, the others follow; their friend lists are replaced
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i64).range(0..))]
@@ -39,7 +40,7 @@ pub struct SimulateSettings {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     duration_s: u64,
     /// Replay recorded check-ins instead: SNAP's format (user, time, latitude, longitude, place), plain or gzip
-    #[arg(long, value_name = "FILE", conflicts_with = "walkers")]
+    #[arg(long, value_name = "FILE")]
     checkins: Option<PathBuf>,
     /// Friendships of the people who check in, SNAP's format (user, friend), plain or gzip
     #[arg(long, value_name = "FILE", requires = "checkins")]
