@@ -10,6 +10,7 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use apache_avro::{Schema, from_value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 const MARKER: [u8; 2] = [0xC3, 0x01];
 const CONFLUENT_MAGIC: u8 = 0;
@@ -85,14 +86,14 @@ impl<R: Record> Codec<R> {
     #[expect(clippy::new_without_default, reason = "costly, and meant to be seen where it happens")]
     pub fn new() -> Codec<R> {
         let schema = parse(R::SCHEMA);
-        let current = fingerprint(schema);
+        let current = fingerprint(R::SCHEMA);
         let older = R::HISTORY
             .iter()
-            .map(|text| parse(text))
-            .filter(|older| fingerprint(older) != current)
-            .map(|older| OlderSchema {
-                fingerprint: fingerprint(older),
-                resolving_reader: GenericDatumReader::builder(older)
+            .map(|text| (fingerprint(text), text))
+            .filter(|(older, _)| *older != current)
+            .map(|(fingerprint, text)| OlderSchema {
+                fingerprint,
+                resolving_reader: GenericDatumReader::builder(parse(text))
                     .reader_schema(schema)
                     .build()
                     .expect("schemas of this crate resolve"),
@@ -166,9 +167,30 @@ fn parse(text: &str) -> &'static Schema {
 }
 
 /// CRC-64-AVRO of the schema's Parsing Canonical Form, as it stands in the header.
-fn fingerprint(schema: &Schema) -> [u8; FINGERPRINT_BYTES] {
-    let digest = schema.fingerprint::<Rabin>().bytes;
-    digest.try_into().expect("a Rabin fingerprint has 8 bytes")
+///
+/// The form has no logical types, and a primitive is its name alone. apache-avro 0.22 drops the former but then leaves
+/// `{"type":"long"}`, which gives another fingerprint than every other implementation's: so both are done here, before it.
+fn fingerprint(text: &str) -> [u8; FINGERPRINT_BYTES] {
+    let mut schema: Value = serde_json::from_str(text).expect("schemas of this crate are JSON");
+    plain_primitives(&mut schema);
+    let schema = Schema::parse(&schema).expect("schemas of this crate parse");
+    schema.fingerprint::<Rabin>().bytes.try_into().expect("a Rabin fingerprint has 8 bytes")
+}
+
+fn plain_primitives(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            fields.remove("logicalType");
+            fields.values_mut().for_each(plain_primitives);
+            if fields.len() == 1
+                && let Some(Value::String(name)) = fields.get("type")
+            {
+                *schema = Value::String(name.clone());
+            }
+        }
+        Value::Array(schemas) => schemas.iter_mut().for_each(plain_primitives),
+        _ => {}
+    }
 }
 
 fn malformed(error: apache_avro::Error) -> DecodeError {
