@@ -86,8 +86,9 @@ impl Gateway {
         i64::from(self.heartbeat.capacity)
     }
 
+    /// By its own word alone: anybody may ask for a gateway and not come.
     fn is_full(&self) -> bool {
-        self.load() >= self.capacity()
+        i64::from(self.heartbeat.connections) >= self.capacity()
     }
 }
 

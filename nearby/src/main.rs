@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     nearby_service::logs::start();
     nearby_service::metrics::start();
+    end_with_any_panic();
     raise_file_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -61,6 +62,15 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Token(settings) => token::token(&settings),
         Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,
     }
+}
+
+/// A thread or task that panics must not leave a process behind that looks alive. Stopping is safe: the log rebuilds us.
+fn end_with_any_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// Sockets are files: the usual soft limit of 1,024 would end a gateway's welcome early.

@@ -16,12 +16,15 @@ const FILES: &[(&str, &str, &str)] = &[
 
 /// `GET /` and what the page loads.
 pub fn routes() -> Routes {
-    warp::get()
-        .and(warp::path::full())
-        .and_then(|path: warp::path::FullPath| async move {
+    warp::path::full()
+        .and(warp::method())
+        .and_then(|path: warp::path::FullPath, method: http::Method| async move {
             let name = path.as_str().trim_start_matches('/');
             let file = FILES.iter().find(|(known, _, _)| *known == name);
             let (_, content_type, text) = file.ok_or_else(warp::reject::not_found)?;
+            if method != http::Method::GET {
+                return Err(warp::reject::not_found());
+            }
             let mut response = Response::new((*text).into());
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
             // The page belongs to the binary: a new one must not run with yesterday's scripts.

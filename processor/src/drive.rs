@@ -10,7 +10,7 @@ use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::membership::Membership;
+use nearby_service::membership::{Membership, MembershipEvent};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -43,6 +43,10 @@ pub(crate) struct Drive {
     /// Partitions of reports that are not restored yet.
     unrestored: BTreeSet<i32>,
     membership: Option<Membership>,
+    /// The group has said at least once what is ours, be it nothing.
+    assigned: bool,
+    /// Why this processor cannot go on.
+    broken: Option<String>,
     notices: Vec<Notice>,
     started_at: Instant,
 }
@@ -69,6 +73,8 @@ impl Drive {
             wakes,
             readiness,
             membership: None,
+            assigned: false,
+            broken: None,
             notices: Vec::new(),
             started_at: Instant::now(),
         }
@@ -84,10 +90,14 @@ impl Drive {
             let now = Instant::now();
             if stop.is_cancelled() {
                 let stopped_at = *stopped_at.get_or_insert(now);
-                let handed_over = !self.ownership.lingers() && self.group_left();
+                let handed_over = self.ownership.holds_nothing();
                 if handed_over || now.duration_since(stopped_at) >= handover_max {
                     break;
                 }
+            }
+            if let Some(because) = &self.broken {
+                tracing::error!(because, "the processor cannot go on");
+                break;
             }
             let due = self.outbox.next_due().map_or(next_tick, |due| due.min(next_tick));
             match inbox.recv_timeout(due.saturating_duration_since(now)) {
@@ -154,13 +164,15 @@ impl Drive {
             }
             Wake::Heartbeat(gateway, Some(appended_at)) => engine.heartbeat(&gateway, appended_at, now, out),
             Wake::Heartbeat(gateway, None) => engine.gateway_removed(&gateway, now, out),
-            Wake::CaughtUp(Source::Reports, partition) => self.positions_restored(partition, stop),
-            Wake::CaughtUp(source, partition) => {
-                let actions = self.ownership.caught_up(source, partition);
-                self.act(actions);
+            Wake::CaughtUp(Source::Reports, partition, _) => self.positions_restored(partition, stop),
+            Wake::CaughtUp(source, partition, generation) => {
+                if self.readers.is_current(partition, generation) && self.ownership.caught_up(source, partition) {
+                    tracing::debug!(partition, "restored");
+                }
             }
             Wake::Membership(event) => {
                 tracing::debug!(?event, "membership");
+                self.assigned |= matches!(event, MembershipEvent::Gained(_));
                 let actions = self.ownership.membership(&event, self.now_ms());
                 self.act(actions);
             }
@@ -183,7 +195,7 @@ impl Drive {
             });
         match joined {
             Ok(membership) => self.membership = Some(membership),
-            Err(error) => self.readiness.not_ready("processor", format!("cannot join the group: {error}")),
+            Err(error) => self.broken = Some(format!("cannot join the group: {error}")),
         }
     }
 
@@ -192,7 +204,7 @@ impl Drive {
             match action {
                 Action::Read(partitions) => {
                     if let Err(error) = self.readers.add(&partitions) {
-                        tracing::error!(%error, ?partitions, "cannot read owned partitions");
+                        self.broken = Some(format!("cannot read the partitions {partitions:?}: {error}"));
                     }
                 }
                 Action::Claim(partitions) => {
@@ -248,8 +260,10 @@ impl Drive {
         } else if self.ownership.unserved() > 0 {
             let missing = self.ownership.unserved();
             self.readiness.not_ready("processor", format!("restoring viewers: {missing} partitions to go"));
-        } else if self.membership.is_some() && !self.kafka.embedded || !self.epochs.is_empty() {
+        } else if self.assigned {
             self.readiness.ready("processor");
+        } else {
+            self.readiness.not_ready("processor", "joining the group");
         }
     }
 
@@ -274,10 +288,6 @@ impl Drive {
     fn pack(&mut self) {
         metrics::counter!("nearby_processor_notices_total").increment(self.notices.len() as u64);
         self.outbox.pack(&self.engine, &self.epochs, &mut self.notices);
-    }
-
-    fn group_left(&self) -> bool {
-        self.membership.as_ref().is_none_or(|membership| membership.left(Duration::ZERO))
     }
 
     fn now_ms(&self) -> u64 {

@@ -70,10 +70,10 @@ impl Ownership {
         }
     }
 
-    /// A partition's lists or sessions have been read to the end.
-    pub fn caught_up(&mut self, source: Source, partition: i32) -> Vec<Action> {
+    /// A partition's lists or sessions have been read to the end; true if the partition is restored by that.
+    pub fn caught_up(&mut self, source: Source, partition: i32) -> bool {
         let Some(State::Restoring { lists, sessions }) = self.partitions.get_mut(&partition) else {
-            return Vec::new();
+            return false;
         };
         match source {
             Source::Lists => *lists = true,
@@ -81,10 +81,11 @@ impl Ownership {
             Source::Reports => {}
         }
         if !(*lists && *sessions) {
-            return Vec::new();
+            return false;
         }
-        self.partitions.insert(partition, State::Claiming { serving: None, retry_at_ms: None });
-        vec![Action::Claim(vec![partition])]
+        // Claimed at the next tick, together with others: a claim is a commit, whatever the number of partitions.
+        self.partitions.insert(partition, State::Claiming { serving: None, retry_at_ms: Some(0) });
+        true
     }
 
     /// Time passes; call it a few times a second.
@@ -119,9 +120,9 @@ impl Ownership {
         self.partitions.values().filter(waiting).count()
     }
 
-    /// Whether a lost partition still waits for its successor.
-    pub fn lingers(&self) -> bool {
-        self.partitions.values().any(|state| matches!(state, State::Lingering { .. }))
+    /// Whether every partition has been handed over.
+    pub fn holds_nothing(&self) -> bool {
+        self.partitions.is_empty()
     }
 
     fn gained(&mut self, partitions: &[i32]) -> Vec<Action> {
@@ -211,9 +212,10 @@ mod tests {
     fn serving(partition: i32, epoch: i64) -> Ownership {
         let mut ownership = Ownership::default();
         assert_eq!(ownership.membership(&Gained(vec![partition]), 0), [Action::Read(vec![partition])]);
-        assert_eq!(ownership.caught_up(Source::Lists, partition), []);
-        assert_eq!(ownership.unserved(), 1);
-        assert_eq!(ownership.caught_up(Source::Sessions, partition), [Action::Claim(vec![partition])]);
+        assert!(!ownership.caught_up(Source::Lists, partition));
+        assert_eq!((ownership.unserved(), ownership.tick(0)), (1, vec![]), "half of it is no reason to claim");
+        assert!(ownership.caught_up(Source::Sessions, partition));
+        assert_eq!(ownership.tick(0), [Action::Claim(vec![partition])]);
         let served = ownership.membership(&Claimed(partition, Epoch(epoch)), 0);
         assert_eq!(served, [Action::Serve(partition, Epoch(epoch))]);
         assert_eq!(ownership.unserved(), 0);
@@ -228,10 +230,10 @@ mod tests {
     fn serves_until_the_successor_has_committed() {
         let mut ownership = serving(3, 10);
         assert_eq!(ownership.membership(&Lost(vec![3]), 0), [watch(&[3])]);
-        assert!(ownership.holds(3) && ownership.lingers());
+        assert!(ownership.holds(3) && !ownership.holds_nothing());
         assert_eq!(ownership.membership(&EpochSeen(3, Epoch(10)), 1), [], "its own epoch");
         assert_eq!(ownership.membership(&EpochSeen(3, Epoch(11)), 2), [Action::Forget(3), watch(&[])]);
-        assert!(!ownership.holds(3));
+        assert!(!ownership.holds(3) && ownership.holds_nothing());
     }
 
     #[test]
@@ -257,15 +259,18 @@ mod tests {
         ownership.membership(&Gained(vec![1, 2]), 0);
         assert_eq!(ownership.membership(&Lost(vec![1, 2]), 0), [Action::Forget(1), Action::Forget(2), watch(&[])]);
         assert_eq!(ownership.membership(&Claimed(1, Epoch(5)), 0), [], "a late answer");
-        assert_eq!(ownership.caught_up(Source::Lists, 1), []);
+        assert!(!ownership.caught_up(Source::Lists, 1));
     }
 
     #[test]
     fn a_refused_claim_is_tried_again() {
         let mut ownership = Ownership::default();
-        ownership.membership(&Gained(vec![1]), 0);
-        ownership.caught_up(Source::Sessions, 1);
-        ownership.caught_up(Source::Lists, 1);
+        ownership.membership(&Gained(vec![1, 2]), 0);
+        for partition in [1, 2] {
+            ownership.caught_up(Source::Sessions, partition);
+            ownership.caught_up(Source::Lists, partition);
+        }
+        assert_eq!(ownership.tick(0), [Action::Claim(vec![1, 2])], "one claim for both");
         assert_eq!(ownership.membership(&ClaimRefused(1, "rebalance".into()), 100), []);
         assert_eq!(ownership.tick(100 + CLAIM_RETRY_MS - 1), []);
         assert_eq!(ownership.tick(100 + CLAIM_RETRY_MS), [Action::Claim(vec![1])]);

@@ -17,6 +17,8 @@ use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
 /// Readers of the owned partitions, and how far the positions had to be read at the start.
@@ -25,6 +27,10 @@ pub(crate) struct Readers {
     sessions: Reader,
     /// Partitions of `location-events`.
     pub partitions: i32,
+    /// Grows with every partition that is added, so that the end of an earlier reading is not taken for that of a later one.
+    generation: Arc<AtomicU64>,
+    /// The generation in which each owned partition was added.
+    added: BTreeMap<i32, u64>,
 }
 
 impl Readers {
@@ -39,23 +45,40 @@ impl Readers {
     ) -> Result<Readers, KafkaError> {
         hear_reports(kafka, partitions, engine, wakes.clone(), stop)?;
         hear_heartbeats(kafka, wakes.clone(), stop)?;
+        let generation = Arc::new(AtomicU64::new(0));
+        let wakes = Wakes { wakes: wakes.clone(), generation: Arc::clone(&generation) };
         let lists = hear_lists(kafka, partitions, wakes.clone(), stop)?;
-        let sessions = hear_sessions(kafka, partitions, wakes.clone(), appender.clone(), stop)?;
-        Ok(Readers { lists, sessions, partitions })
+        let sessions = hear_sessions(kafka, partitions, wakes, appender.clone(), stop)?;
+        Ok(Readers { lists, sessions, partitions, generation, added: BTreeMap::new() })
     }
 
     /// Reads lists and sessions of these partitions from the beginning.
-    pub fn add(&self, partitions: &[i32]) -> Result<(), KafkaError> {
+    pub fn add(&mut self, partitions: &[i32]) -> Result<(), KafkaError> {
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.added.extend(partitions.iter().map(|partition| (*partition, generation)));
         let starts: Vec<(i32, Start)> = partitions.iter().map(|partition| (*partition, Start::Beginning)).collect();
         self.lists.add(&starts)?;
         self.sessions.add(&starts)
     }
 
     /// Reads a partition's lists and sessions no longer.
-    pub fn remove(&self, partition: i32) -> Result<(), KafkaError> {
-        self.lists.remove(&[partition])?;
-        self.sessions.remove(&[partition])
+    pub fn remove(&mut self, partition: i32) -> Result<(), KafkaError> {
+        self.added.remove(&partition);
+        let removed = self.lists.remove(&[partition]);
+        self.sessions.remove(&[partition]).and(removed)
     }
+
+    /// Whether news of this generation is about the reading that goes on now.
+    pub fn is_current(&self, partition: i32, generation: u64) -> bool {
+        self.added.get(&partition).is_some_and(|added| generation >= *added)
+    }
+}
+
+/// A reader's way to the engine's thread.
+#[derive(Clone)]
+struct Wakes {
+    wakes: SyncSender<Wake>,
+    generation: Arc<AtomicU64>,
 }
 
 /// All partitions, from as long ago as a position may still count.
@@ -77,7 +100,7 @@ fn hear_reports(
         if restored_at.get(&partition).is_some_and(|end| *end <= next_offset) {
             restored_at.insert(partition, i64::MAX);
             send(wakes, Wake::Reports(std::mem::take(gathered)))?;
-            send(wakes, Wake::CaughtUp(Source::Reports, partition))?;
+            send(wakes, Wake::CaughtUp(Source::Reports, partition, 0))?;
         }
         Ok(())
     };
@@ -134,7 +157,7 @@ fn hear_heartbeats(kafka: &Kafka, wakes: SyncSender<Wake>, stop: &Stop) -> Resul
     reader.add(&[(0, Start::Beginning)])
 }
 
-fn hear_lists(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<Reader, KafkaError> {
+fn hear_lists(kafka: &Kafka, partitions: i32, wakes: Wakes, stop: &Stop) -> Result<Reader, KafkaError> {
     let codec = Codec::<FriendList>::new();
     let mut gathered = Vec::new();
     Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
@@ -158,7 +181,7 @@ fn hear_lists(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &St
 fn hear_sessions(
     kafka: &Kafka,
     partitions: i32,
-    wakes: SyncSender<Wake>,
+    wakes: Wakes,
     appender: Appender,
     stop: &Stop,
 ) -> Result<Reader, KafkaError> {
@@ -182,17 +205,20 @@ fn hear_sessions(
 
 /// Sends what was gathered, in front of the news that a partition is complete.
 fn hand_on<T>(
-    wakes: &SyncSender<Wake>,
+    wakes: &Wakes,
     read: &Read<'_>,
     gathered: &mut Vec<T>,
     source: Source,
     wake: impl Fn(Vec<T>) -> Wake,
 ) -> Result<(), Closed> {
     if !gathered.is_empty() {
-        send(wakes, wake(std::mem::take(gathered)))?;
+        send(&wakes.wakes, wake(std::mem::take(gathered)))?;
     }
     match read {
-        Read::CaughtUp(partition) => send(wakes, Wake::CaughtUp(source, *partition)),
+        Read::CaughtUp(partition) => {
+            let generation = wakes.generation.load(Ordering::Acquire);
+            send(&wakes.wakes, Wake::CaughtUp(source, *partition, generation))
+        }
         Read::Record(_) | Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
     }
 }

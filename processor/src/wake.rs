@@ -52,7 +52,8 @@ pub(crate) enum Wake {
     Sessions(Vec<Sessioned>),
     /// A gateway's heartbeat with its append time, or its tombstone.
     Heartbeat(GatewayId, Option<TimestampMs>),
-    CaughtUp(Source, i32),
+    /// A partition was read to its end, in the reading that has this generation.
+    CaughtUp(Source, i32, u64),
     Membership(MembershipEvent),
 }
 

@@ -193,8 +193,10 @@ impl Pusher {
         self.reading.cancel();
         if !self.kafka.embedded {
             let topic = self.kafka.topics.friend_moved(&self.gateway.id);
-            if let Err(error) = self.kafka.delete_topic(&topic).await {
-                tracing::warn!(%error, topic, "the gateway's topic stays; `nearby topics clean` removes it");
+            match tokio::time::timeout(LAST_WORDS_LIMIT, self.kafka.delete_topic(&topic)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, topic, "the gateway's topic stays"),
+                Err(_) => tracing::warn!(topic, "the gateway's topic stays: Kafka did not answer"),
             }
         }
         drop(self.appender);

@@ -94,6 +94,8 @@ async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Resp
     let deadline = Instant::now() + FIRST_SNAPSHOT_WAIT;
     loop {
         if let Some(view) = gateway.hub.view(user) {
+            // Others may poll for the same user, and a notification wakes one.
+            connection.wake.notify_one();
             // Pollers get the whole view: what the socket would have sent is of no use to them.
             gateway.hub.take(&connection);
             let mut response =

@@ -95,15 +95,15 @@ struct Client {
     caller: Caller,
     socket: Socket,
     connection: Connection,
-    /// Answers to reports, in the order in which the broker acknowledges them.
-    answers: mpsc::Sender<String>,
+    /// Answers to reports, in the order in which the broker acknowledges them; silence is an answer too, as it frees a place.
+    answers: mpsc::Sender<Option<String>>,
     /// The earliest time of the next update.
     next_flush: Instant,
     heard_at: Instant,
 }
 
 impl Client {
-    async fn run(&mut self, mut answered: mpsc::Receiver<String>) -> End {
+    async fn run(&mut self, mut answered: mpsc::Receiver<Option<String>>) -> End {
         let session = format!("{}/{}", self.connection.user, self.connection.socket.0);
         let gateway = Arc::clone(&self.gateway);
         let welcome = frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now());
@@ -121,7 +121,10 @@ impl Client {
                 biased;
                 () = gateway.draining.cancelled() => return self.drain().await,
                 () = expiry => Err(End::Close(CloseCode::Policy, "token_expired")),
-                Some(answer) = answered.recv() => self.send(answer).await,
+                Some(answer) = answered.recv() => match answer {
+                    Some(answer) => self.send(answer).await,
+                    None => Ok(()),
+                },
                 () = wake.notified(), if !unsent => {
                     unsent = true;
                     Ok(())
@@ -196,13 +199,11 @@ impl Client {
         let place = self.answers.clone().try_reserve_owned();
         let place = place.expect("the socket is only read while there is a place, and this task holds the receiver");
         tokio::spawn(async move {
-            match (submitted.await, reference) {
-                (Ok(_), Some(reference)) => drop(place.send(frames::accepted(&reference))),
-                (Ok(_), None) => drop(place),
-                (Err(problem), reference) => {
-                    drop(place.send(frames::error(problem.code, &problem.detail, reference.as_ref())));
-                }
-            }
+            let answer = match submitted.await {
+                Ok(_) => reference.map(|reference| frames::accepted(&reference)),
+                Err(problem) => Some(frames::error(problem.code, &problem.detail, reference.as_ref())),
+            };
+            place.send(answer);
         });
     }
 

@@ -13,7 +13,8 @@ fn hex(bytes: &[u8]) -> String {
 fn check<R: Record + PartialEq + std::fmt::Debug>(record: R, golden: Expect) {
     let codec = Codec::<R>::new();
     let bytes = codec.encode(&record);
-    golden.assert_eq(&hex(&bytes));
+    let lines: Vec<String> = bytes.chunks(32).map(hex).collect();
+    golden.assert_eq(&lines.join("\n"));
     assert_eq!(codec.decode(&bytes).expect("just encoded"), record);
     for length in 0..bytes.len() {
         assert!(codec.decode(&bytes[..length]).is_err(), "cut to {length} bytes it is still read");
@@ -42,7 +43,9 @@ fn event(user_id: i64, lat_e7: i32) -> LocationEvent {
 fn location_event() {
     check(
         event(42, 377_700_000),
-        expect!["c301e2a247bb418f7e5b5480a0abfef962c8a1abfef96202c0fa99e802bfa2b28f09020000404100020000874304"],
+        expect![[r#"
+            c301e2a247bb418f7e5b5480a0abfef962c8a1abfef96202c0fa99e802bfa2b2
+            8f09020000404100020000874304"#]],
     );
 }
 
@@ -50,7 +53,9 @@ fn location_event() {
 fn withdrawal() {
     check(
         LocationEvent { position: None, source: Source::Http, ..event(i64::MAX, 0) },
-        expect!["c301e2a247bb418f7e5bfeffffffffffffffff0180a0abfef962c8a1abfef9620002"],
+        expect![[r#"
+            c301e2a247bb418f7e5bfeffffffffffffffff0180a0abfef962c8a1abfef962
+            0002"#]],
     );
 }
 
@@ -82,22 +87,20 @@ fn gateway_heartbeat() {
         draining: true,
         started_at: TimestampMs(1_700_000_000_000),
     };
-    check(
-        heartbeat,
-        expect![
-            "c3017cc6f21940d6981c0c67312d6162633a77733a2f2f3132372e302e302e313a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e313a383038310aa08d060180a0abfef962"
-        ],
-    );
+    check(heartbeat, expect![[r#"
+        c301565c899371f26b620c67312d6162633a77733a2f2f3132372e302e302e31
+        3a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e31
+        3a383038310aa08d060180a0abfef962"#]]);
 }
 
 #[test]
 fn friend_moved_batch() {
-    check(
-        batch(),
-        expect![
-            "c301f376fb4bcaa7269490a3abfef962020682a0abfef9620a0054c0fa99e802bfa2b28f0980a0abfef9620402f2c0010400000254060206000402c0fa99e802bfa2b28f0906020000060402c0fa99e802bfa2b28f090454c0fa99e802bfa2b28f0980a0abfef96280e20954c0fa99e802bfa2b28f0980a0abfef96280e209000000"
-        ],
-    );
+    check(batch(), expect![[r#"
+        c30114fe4aa49aa6862a90a3abfef962020682a0abfef9620a0054c0fa99e802
+        bfa2b28f0980a0abfef9620402f2c0010400000254060206000402c0fa99e802
+        bfa2b28f0906020000060402c0fa99e802bfa2b28f090454c0fa99e802bfa2b2
+        8f0980a0abfef96280e20954c0fa99e802bfa2b28f0980a0abfef96280e20900
+        0000"#]]);
 }
 
 fn batch() -> FriendMovedBatch {

@@ -49,9 +49,10 @@ impl Caller {
 #[derive(Serialize, Deserialize)]
 struct Claims {
     sub: String,
-    exp: i64,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    scope: String,
+    /// Seconds; a fraction is allowed (RFC 7519, NumericDate).
+    exp: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
 }
 
 /// Verifies tokens, and signs them when it has the secret.
@@ -137,6 +138,9 @@ impl Tokens {
         // One algorithm only: a public key must never be taken for an HMAC secret.
         let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
+        validation.validate_nbf = true;
+        // Which audiences there are is the issuer's affair; what counts here are key, subject and scopes.
+        validation.validate_aud = false;
         validation.set_required_spec_claims(&["exp", "sub"]);
         Tokens { keys: Arc::new(Keys { decoding, validation, encoding }) }
     }
@@ -147,7 +151,9 @@ impl Tokens {
     /// [`KeyError::CannotSign`] with a public key.
     pub fn sign(&self, user: UserId, scopes: &str, expires_at: TimestampMs) -> Result<String, KeyError> {
         let encoding = self.keys.encoding.as_ref().ok_or(KeyError::CannotSign)?;
-        let claims = Claims { sub: user.to_string(), exp: expires_at.0 / 1000, scope: scopes.to_owned() };
+        let scope = (!scopes.is_empty()).then(|| scopes.to_owned());
+        #[expect(clippy::cast_precision_loss, reason = "seconds are far below 2^52")]
+        let claims = Claims { sub: user.to_string(), exp: (expires_at.0 / 1000) as f64, scope };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, encoding).map_err(|_| KeyError::CannotSign)
     }
 
@@ -164,8 +170,9 @@ impl Tokens {
         })?;
         let user = claims.claims.sub.parse();
         let user = user.map_err(|_| unauthorized("bad_token", "the token's sub is not a user id"))?;
-        let expires_at = TimestampMs(claims.claims.exp.saturating_mul(1000));
-        Ok(Caller { user, expires_at, scopes: claims.claims.scope })
+        #[expect(clippy::cast_possible_truncation, reason = "a float beyond i64 becomes its greatest value: no expiry")]
+        let expires_at = TimestampMs((claims.claims.exp * 1000.0) as i64);
+        Ok(Caller { user, expires_at, scopes: claims.claims.scope.unwrap_or_default() })
     }
 
     /// Who is calling by the `Authorization: Bearer` header.
@@ -209,19 +216,32 @@ mod tests {
         assert_eq!(caller.require(SCOPE_INGEST_ANY).expect_err("not granted").code, "missing_scope");
     }
 
+    fn signed(claims: &serde_json::Value) -> String {
+        jsonwebtoken::encode(&Header::default(), claims, &EncodingKey::from_secret(SECRET)).expect("signs")
+    }
+
+    #[test]
+    fn takes_what_identity_providers_write() {
+        let tokens = Tokens::from_secret(SECRET).expect("long enough");
+        let claims = serde_json::json!({"sub": "7", "exp": 9_999_999_999.5, "aud": "app", "iss": "us", "scope": null});
+        let caller = tokens.verify(&signed(&claims)).expect("valid");
+        assert_eq!((caller.user, caller.expires_at), (UserId(7), TimestampMs(9_999_999_999_500)));
+    }
+
     #[test]
     fn refuses_other_tokens() {
         let tokens = Tokens::from_secret(SECRET).expect("long enough");
         let later = TimestampMs::now().plus_ms(3_600_000);
         let expired = tokens.sign(UserId(1), "", TimestampMs::now().plus_ms(-5_000)).expect("signs");
         let foreign = Tokens::ephemeral().sign(UserId(1), "", later).expect("signs");
-        let not_a_user = Claims { sub: "alice".into(), exp: later.0 / 1000, scope: String::new() };
-        let key = EncodingKey::from_secret(SECRET);
-        let not_a_user = jsonwebtoken::encode(&Header::default(), &not_a_user, &key).expect("signs");
+        let seconds = later.0 / 1000;
+        let not_a_user = signed(&serde_json::json!({"sub": "alice", "exp": seconds}));
+        let not_yet = signed(&serde_json::json!({"sub": "1", "exp": seconds, "nbf": seconds}));
+        let endless = signed(&serde_json::json!({"sub": "1"}));
         // {"alg":"none"} . {"sub":"1","exp":9999999999} . (no signature)
         let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIiwiZXhwIjo5OTk5OTk5OTk5fQ.";
         assert_eq!(code(&tokens, &expired), "token_expired");
-        for token in [foreign.as_str(), &not_a_user, unsigned, "", "a.b.c"] {
+        for token in [foreign.as_str(), &not_a_user, &not_yet, &endless, unsigned, "", "a.b.c"] {
             assert_eq!(code(&tokens, token), "bad_token", "{token}");
         }
         assert!(matches!(Tokens::from_secret(b"short"), Err(KeyError::ShortSecret)));

@@ -23,6 +23,8 @@ pub type Routes = BoxedFilter<(Response,)>;
 /// Takes over requests for `/v1/stream`.
 pub type StreamHandler = Arc<dyn Fn(http::Request<Incoming>) -> BoxFuture<'static, Response> + Send + Sync>;
 
+/// A client has so long to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger bodies are refused with 413.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A client has so long to send its request's head.
@@ -61,11 +63,15 @@ pub async fn serve(
             continue;
         }
         let (routes, stream, origins) = (routes.clone(), stream.clone(), Arc::clone(&origins));
-        let answer = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+        let answer = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             let (mut routes, stream, origins) = (routes.clone(), stream.clone(), Arc::clone(&origins));
             async move {
                 let origin = cross_origin(request.headers(), &origins);
-                let api = request.uri().path().starts_with("/v1") || request.uri().path() == "/owntracks";
+                // Answered like GET; hyper leaves the body out.
+                if request.method() == Method::HEAD {
+                    *request.method_mut() = Method::GET;
+                }
+                let api = request.uri().path().starts_with("/v1/") || request.uri().path() == "/owntracks";
                 let preflight = origin.is_some() && request.method() == Method::OPTIONS;
                 let mut response = match stream {
                     _ if preflight => Response::default(),
@@ -105,7 +111,7 @@ pub async fn serve(
 
 /// `/healthz`, `/readyz` and `/metrics`.
 pub fn operations(readiness: Readiness) -> Routes {
-    let health = warp::path!("healthz").and(warp::get()).map(|| Response::new("ok\n".into()));
+    let health = warp::path!("healthz").and(warp::get()).map(|| "ok\n".into_response());
     let ready = warp::path!("readyz").and(warp::get()).map(move || {
         let missing = readiness.missing();
         let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -113,15 +119,27 @@ pub fn operations(readiness: Readiness) -> Routes {
             missing.into_iter().map(|(part, because)| (part.to_owned(), because.into())).collect();
         json(status, &serde_json::json!({ "ready": status == StatusCode::OK, "missing": missing }))
     });
-    let metrics = warp::path!("metrics").and(warp::get()).map(|| Response::new(metrics::render().into()));
+    let metrics = warp::path!("metrics").and(warp::get()).map(|| {
+        let mut response = Response::new(metrics::render().into());
+        let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response
+    });
     health.or(ready).unify().or(metrics).unify().boxed()
 }
 
-/// The whole body, or 413 above [`BODY_BYTES_MAX`].
+/// The whole body, or 413 above [`BODY_BYTES_MAX`], or 408 when it does not come.
 ///
 /// # Errors
-/// `too_large`, or `bad_body` when the client went away in the middle.
+/// `too_large`, `body_timeout`, or `bad_body` when the client went away in the middle.
 pub async fn read_body(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Vec<u8>, Problem> {
+    tokio::time::timeout(BODY_TIMEOUT, read_all(body)).await.unwrap_or_else(|_| {
+        let detail = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
+        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail))
+    })
+}
+
+async fn read_all(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     tokio::pin!(body);
     while let Some(chunk) = body.next().await {
@@ -158,6 +176,7 @@ fn decorate(headers: &mut HeaderMap, api: bool, origin: Option<HeaderValue>) {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
         let allowed = HeaderValue::from_static("authorization, content-type");
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
     }
 }
 

@@ -162,7 +162,7 @@ impl Kafka {
         for (key, value) in &topic.settings {
             new = new.set(key, value);
         }
-        let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+        let options = admin_options();
         let results = admin.create_topics([&new], &options).await.map_err(|source| self.unreachable(&source))?;
         for result in results {
             match result {
@@ -179,7 +179,7 @@ impl Kafka {
     /// # Errors
     /// When the broker refuses, or cannot be reached.
     pub async fn delete_topic(&self, name: &str) -> Result<(), ClusterError> {
-        let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT));
+        let options = admin_options();
         let results = self.admin()?.delete_topics(&[name], &options).await;
         for result in results.map_err(|source| self.unreachable(&source))? {
             result.map_err(|(name, reason)| ClusterError::Refused { name, reason: reason.to_string() })?;
@@ -204,7 +204,7 @@ impl Kafka {
             differences.push(format!("{}: {count} partitions, expected {}", topic.name, topic.partitions));
         }
         let resource = ResourceSpecifier::Topic(&topic.name);
-        let results = self.admin()?.describe_configs([&resource], &AdminOptions::new()).await;
+        let results = self.admin()?.describe_configs([&resource], &admin_options()).await;
         for found in results.map_err(|source| self.unreachable(&source))? {
             let found = found
                 .map_err(|reason| ClusterError::Refused { name: topic.name.clone(), reason: reason.to_string() })?;
@@ -258,6 +258,10 @@ impl ClientContext for Silent {
 }
 
 impl ConsumerContext for Silent {}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT))
+}
 
 fn prefix_flag(prefix: &str) -> String {
     if prefix.is_empty() { String::new() } else { format!(" --topic-prefix {prefix}") }

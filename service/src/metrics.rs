@@ -2,10 +2,13 @@
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Buckets of every histogram of seconds: 0.5 ms to 60 s.
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -14,6 +17,14 @@ pub fn start() {
     HANDLE.get_or_init(|| {
         let recorder = PrometheusBuilder::new().set_buckets(SECONDS).expect("there are buckets").build_recorder();
         let handle = recorder.handle();
+        let upkept = handle.clone();
+        // Without it a histogram keeps every sample until somebody asks for the metrics.
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(UPKEEP_INTERVAL);
+                upkept.run_upkeep();
+            }
+        });
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("another metrics recorder is installed: /metrics stays empty");
         }

@@ -259,7 +259,7 @@ impl Pipeline {
         let topic = self.topic.clone();
         let held = within(self.session().await?.offsets(&topic)).await?;
         for partition in std::mem::take(&mut self.unplaced) {
-            self.batcher.own(partition, held.get(&partition).map(|held| held + 1));
+            self.batcher.own(partition, held.get(&partition).copied());
         }
         self.restart_feed().map_err(Trouble::Fatal)
     }

@@ -311,11 +311,12 @@ async fn a_database_that_is_away_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_writes_what_is_buffered() {
     let world = World::new().await;
-    let sink = world.sink("", SinkSettings { batch_age_ms: 60_000, ..SinkSettings::default() });
+    let sink = world.sink("", SinkSettings { batch_rows_max: 70, batch_age_ms: 60_000, ..SinkSettings::default() });
     world.append_reports(0..100).await;
-    // Time to join, and to read.
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(world.psql(HISTORY), "0|0");
+    world.eventually(HISTORY, "70|70");
+    // Time to read the others, which nothing shows.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.psql(HISTORY), "70|70");
     sink.end().await;
     assert_eq!(world.psql(HISTORY), "100|100");
 }
