@@ -131,7 +131,7 @@ impl Drive {
         self.outbox.end(END_FLUSH);
         // Who is known to have left need not be waited for by the group when the next one joins.
         if let Some(membership) = &self.membership
-            && !membership.left(LEAVE_LIMIT)
+            && !membership.end(LEAVE_LIMIT)
         {
             tracing::warn!("the group was not left in time; it finds out after the session timeout");
         }

@@ -59,7 +59,6 @@ struct Outbox {
 pub struct Viewer {
     /// Whether a snapshot has come; before that nothing is known, and nothing is told.
     known: bool,
-    place: Option<Place>,
     friends: BTreeMap<UserId, Shown>,
     sockets: BTreeMap<SocketId, Outbox>,
 }
@@ -108,7 +107,6 @@ impl Viewer {
         if !self.known {
             return;
         }
-        self.place = Some(place);
         for shown in self.friends.values_mut() {
             shown.distance_dm = distance_dm(place, shown.place);
         }
@@ -120,7 +118,6 @@ impl Viewer {
     /// All that the viewer sees: replaces everything, also what was not sent yet.
     pub fn snapshot(&mut self, snapshot: &ViewerSnapshot) {
         self.known = true;
-        self.place = snapshot.place;
         self.friends = snapshot.friends.iter().map(|seen| (seen.friend, shown(seen))).collect();
         for outbox in self.sockets.values_mut() {
             *outbox = Outbox { snapshot: true, ..Outbox::default() };

@@ -4,9 +4,12 @@ use crate::delivery::{Outgoing, Shown};
 use nearby_schemas::batch::LeftReason;
 use nearby_schemas::nearness::UNITS_PER_DEGREE;
 use nearby_schemas::{GatewayId, TimestampMs, UserId};
+use rand::RngExt;
 use serde::Serialize;
 use serde_json::Value;
 
+/// Clients of a draining gateway come back spread over this time.
+const RECONNECT_WITHIN_MS: u64 = 500;
 /// Version of the client protocol.
 pub const PROTOCOL: u32 = 1;
 
@@ -104,6 +107,11 @@ pub fn accepted(reference: &Value) -> String {
 /// A client's frame was refused.
 pub fn error(code: &str, detail: &str, reference: Option<&Value>) -> String {
     Frame::Error { code, detail, reference }.text()
+}
+
+/// When a client of a draining gateway is to come back: all of them, spread over a little time.
+pub fn reconnect_after_ms() -> u64 {
+    rand::rng().random_range(0..RECONNECT_WITHIN_MS)
 }
 
 /// The gateway is going away.

@@ -9,14 +9,14 @@ use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Acknowledged, Appender, Outgoing as Record};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
 const SHARDS: usize = 64;
-/// A session record that was not acknowledged is written again after so long.
+/// Session records that were not acknowledged are written again after so long.
 const SESSION_RETRY: Duration = Duration::from_secs(1);
 
 /// The sessions of one gateway.
@@ -30,7 +30,10 @@ pub struct Hub {
     epochs: Mutex<Epochs>,
     next_socket: AtomicU64,
     sockets: AtomicUsize,
+    /// Session records that are on their way.
     unwritten: AtomicUsize,
+    /// Users whose session record was not acknowledged.
+    unacknowledged: Mutex<BTreeSet<UserId>>,
 }
 
 #[derive(Default)]
@@ -40,8 +43,9 @@ struct Entry {
     wakers: Vec<(SocketId, Arc<Notify>)>,
 }
 
-/// A client's connection; tell the hub when it ends.
+/// A client's connection; its end ends the session, if it was the user's last.
 pub struct Connection {
+    hub: Arc<Hub>,
     /// Who.
     pub user: UserId,
     /// Which socket.
@@ -50,10 +54,16 @@ pub struct Connection {
     pub wake: Arc<Notify>,
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.hub.disconnect(self);
+    }
+}
+
 impl Hub {
     /// A gateway without clients, in a cluster with so many partitions of users.
-    pub fn new(gateway: GatewayId, topic: String, partitions: i32, appender: Appender) -> Hub {
-        Hub {
+    pub fn new(gateway: GatewayId, topic: String, partitions: i32, appender: Appender) -> Arc<Hub> {
+        let hub = Arc::new(Hub {
             gateway,
             topic,
             partitions,
@@ -64,7 +74,10 @@ impl Hub {
             next_socket: AtomicU64::new(1),
             sockets: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
-        }
+            unacknowledged: Mutex::default(),
+        });
+        tokio::spawn(write_again(Arc::downgrade(&hub)));
+        hub
     }
 
     /// Clients connected now.
@@ -74,7 +87,8 @@ impl Hub {
 
     /// Session records that are not acknowledged yet.
     pub fn unwritten(&self) -> usize {
-        self.unwritten.load(Ordering::Relaxed)
+        let unacknowledged = self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        self.unwritten.load(Ordering::Relaxed) + unacknowledged.len()
     }
 
     /// A client has come. It opens its user's session, which asks for a snapshot, unless another client has done so before.
@@ -94,11 +108,10 @@ impl Hub {
             }
         }
         self.sockets.fetch_add(1, Ordering::Relaxed);
-        Connection { user, socket, wake }
+        Connection { hub: Arc::clone(self), user, socket, wake }
     }
 
-    /// A client has gone: ends the session with the last one.
-    pub fn disconnect(self: &Arc<Self>, connection: &Connection) {
+    fn disconnect(self: &Arc<Self>, connection: &Connection) {
         let mut shard = self.shard(connection.user);
         let Some(entry) = shard.get_mut(&connection.user) else { return };
         entry.wakers.retain(|(socket, _)| *socket != connection.socket);
@@ -154,18 +167,15 @@ impl Hub {
         }
     }
 
-    /// Hands the session's record to the log; writes it again, as it is then, if it is not acknowledged.
+    /// Hands the session's record to the log.
     fn write_session(self: &Arc<Self>, user: UserId, ask: Option<i64>) {
         let acknowledged = self.append_session(user, ask);
         self.unwritten.fetch_add(1, Ordering::Relaxed);
         let hub = Arc::clone(self);
         tokio::spawn(async move {
-            let mut acknowledged = acknowledged;
-            while let Err(error) = acknowledged.await {
-                tracing::warn!(%error, "a session was not written; trying again");
-                tokio::time::sleep(SESSION_RETRY).await;
-                let shard = hub.shard(user);
-                acknowledged = hub.append_session(user, shard.get(&user).map(|entry| entry.ask));
+            if let Err(error) = acknowledged.await {
+                tracing::warn!(%error, "a session was not written; it will be again");
+                hub.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(user);
             }
             hub.unwritten.fetch_sub(1, Ordering::Relaxed);
         });
@@ -185,6 +195,19 @@ impl Hub {
     fn shard(&self, user: UserId) -> MutexGuard<'_, HashMap<UserId, Entry>> {
         let index = usize::try_from(user.0.unsigned_abs() % SHARDS as u64).unwrap_or(0);
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes session records that were not acknowledged again, as they are then, for as long as the hub lives.
+async fn write_again(hub: Weak<Hub>) {
+    loop {
+        tokio::time::sleep(SESSION_RETRY).await;
+        let Some(hub) = hub.upgrade() else { return };
+        let users = std::mem::take(&mut *hub.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner));
+        for user in users {
+            let shard = hub.shard(user);
+            hub.write_session(user, shard.get(&user).map(|entry| entry.ask));
+        }
     }
 }
 

@@ -12,7 +12,18 @@ use nearby_service::reader::{OutOfLog, Read, Reader, Start};
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Everybody here asks for snapshots at most so often, whatever is wrong with the topic.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the reader came upon and a task makes good for.
+#[derive(Default)]
+struct Trouble {
+    unreadable: Notify,
+    overrun: Notify,
+}
 
 /// Starts reading the topic, which is new, from its beginning.
 pub fn start(
@@ -25,7 +36,8 @@ pub fn start(
     let codec = Codec::<FriendMovedBatch>::new();
     let dead_letters = kafka.topics.dead_letters();
     let runtime = tokio::runtime::Handle::current();
-    let (overrun, mut overruns) = mpsc::channel(1);
+    let trouble = Arc::new(Trouble::default());
+    let found = Arc::clone(&trouble);
     let reading_hub = Arc::clone(&hub);
     let reader = Reader::start(kafka, kafka.topics.friend_moved(gateway), OutOfLog::Report, stop, move |read| {
         // The hub writes session records, which needs the runtime.
@@ -38,15 +50,13 @@ pub fn start(
                     Err(error) => {
                         // Not waited for: what matters to clients is the snapshot.
                         drop(bury(&appender, dead_letters.clone(), record, &error.to_string()));
-                        reading_hub.ask_all();
+                        trouble.unreadable.notify_one();
                     }
                 }
             }
             Read::OffsetOutOfLog(error) => {
                 tracing::error!(%error, "fell behind the gateway topic's retention");
-                if overrun.try_send(()).is_err() {
-                    tracing::debug!("already about to resume at the end");
-                }
+                trouble.overrun.notify_one();
             }
             Read::CaughtUp(_) | Read::Pause => {}
         }
@@ -54,19 +64,32 @@ pub fn start(
     })?;
     reader.add(&[(0, Start::Beginning)])?;
     tokio::spawn(async move {
-        while overruns.recv().await.is_some() {
-            let resumed = reader.clone();
-            let resumed = tokio::task::spawn_blocking(move || resume_at_end(&resumed)).await;
-            if let Ok(Err(error)) = resumed {
-                tracing::error!(%error, "cannot resume reading the gateway's topic");
+        loop {
+            tokio::select! {
+                () = found.unreadable.notified() => {}
+                () = found.overrun.notified() => resume_at_end(&reader).await,
             }
             hub.ask_all();
+            tokio::time::sleep(ASK_INTERVAL).await;
         }
     });
     Ok(())
 }
 
-fn resume_at_end(reader: &Reader) -> Result<(), KafkaError> {
+/// Goes on at the end of the topic; tries until a broker answers.
+async fn resume_at_end(reader: &Reader) {
+    loop {
+        let resumed = reader.clone();
+        match tokio::task::spawn_blocking(move || skip_to_end(&resumed)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::warn!(%error, "resuming at the end of the gateway's topic"),
+            Err(error) => tracing::warn!(%error, "resuming at the end of the gateway's topic"),
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+}
+
+fn skip_to_end(reader: &Reader) -> Result<(), KafkaError> {
     let (_, end) = reader.watermarks(0)?;
     reader.remove(&[0])?;
     reader.add(&[(0, Start::At(end))])

@@ -51,13 +51,7 @@ impl Pollers {
         let now = Instant::now();
         let draining = gateway.draining.is_cancelled();
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|_, (connection, ends_at)| {
-            let stays = *ends_at > now && !draining;
-            if !stays {
-                gateway.hub.disconnect(connection);
-            }
-            stays
-        });
+        sessions.retain(|_, (_, ends_at)| *ends_at > now && !draining);
     }
 }
 
@@ -111,7 +105,7 @@ async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Resp
     }
 }
 
-/// One event stream; ends its session when it is dropped.
+/// One event stream.
 struct EventStream {
     gateway: Arc<Gateway>,
     caller: Caller,
@@ -121,12 +115,6 @@ struct EventStream {
     /// Something may be waiting to be sent.
     unsent: bool,
     ended: bool,
-}
-
-impl Drop for EventStream {
-    fn drop(&mut self) {
-        self.gateway.hub.disconnect(&self.connection);
-    }
 }
 
 fn events(gateway: &Arc<Gateway>, caller: Caller) -> Response {
@@ -166,7 +154,7 @@ impl EventStream {
             tokio::select! {
                 () = gateway.draining.cancelled() => {
                     self.ended = true;
-                    return Some(frames::drain(0));
+                    return Some(frames::drain(frames::reconnect_after_ms()));
                 }
                 () = tokio::time::sleep(Duration::from_millis(left_ms)) => {
                     self.ended = true;

@@ -11,7 +11,6 @@ use nearby_ingest::reports::Submitted;
 use nearby_schemas::TimestampMs;
 use nearby_service::auth::Caller;
 use nearby_service::problem::Problem;
-use rand::RngExt;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +32,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(75);
 /// Reports of one socket that may wait for the broker's word; the socket is not read beyond that.
 const UNACKNOWLEDGED_MAX: usize = 256;
-/// Clients of a draining gateway come back spread over this time.
-const RECONNECT_WITHIN_MS: u64 = 500;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
@@ -76,18 +73,13 @@ async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
     let connection = gateway.hub.connect(caller.user);
     let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
-    let mut client = Client {
-        caller,
-        socket,
-        connection,
-        answers,
-        next_flush: Instant::now(),
-        heard_at: Instant::now(),
-        gateway: Arc::clone(&gateway),
-    };
+    let mut client =
+        Client { caller, socket, connection, answers, next_flush: Instant::now(), heard_at: Instant::now(), gateway };
     let end = client.run(answered).await;
-    gateway.hub.disconnect(&client.connection);
-    client.close(end).await;
+    // The session ends here, however long the farewell takes.
+    let Client { socket, connection, .. } = client;
+    drop(connection);
+    close(socket, end).await;
 }
 
 struct Client {
@@ -237,8 +229,7 @@ impl Client {
     }
 
     async fn drain(&mut self) -> End {
-        let reconnect_after_ms = rand::rng().random_range(0..RECONNECT_WITHIN_MS);
-        match self.send(frames::drain(reconnect_after_ms)).await {
+        match self.send(frames::drain(frames::reconnect_after_ms())).await {
             Ok(()) => End::Close(CloseCode::Restart, "restart"),
             Err(end) => end,
         }
@@ -256,27 +247,25 @@ impl Client {
             Err(_) => Err(End::Stuck),
         }
     }
+}
 
-    async fn close(&mut self, end: End) {
-        let (code, reason) = match end {
-            End::Peer => return self.finish(None).await,
-            End::Close(code, reason) => (code, reason),
-            End::Stuck => (CloseCode::Again, "slow_client"),
-        };
+/// Says farewell, and waits a little for the peer's.
+async fn close(mut socket: Socket, end: End) {
+    let frame = match end {
+        End::Peer => None,
+        End::Close(code, reason) => Some((code, reason)),
+        End::Stuck => Some((CloseCode::Again, "slow_client")),
+    };
+    if let Some((_, reason)) = frame {
         metrics::counter!("nearby_pusher_closed_total", "reason" => reason).increment(1);
-        self.finish(Some(CloseFrame { code, reason: reason.into() })).await;
     }
-
-    /// Sends the close frame and waits a little for the peer's.
-    async fn finish(&mut self, frame: Option<CloseFrame>) {
-        let closing = async {
-            if self.socket.close(frame).await.is_ok() {
-                while let Some(Ok(_)) = self.socket.next().await {}
-            }
-        };
-        if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
-            tracing::debug!("a peer did not answer the close frame");
+    let farewell = async {
+        if socket.close(frame.map(|(code, reason)| CloseFrame { code, reason: reason.into() })).await.is_ok() {
+            while let Some(Ok(_)) = socket.next().await {}
         }
+    };
+    if timeout(CLOSE_TIMEOUT, farewell).await.is_err() {
+        tracing::debug!("a peer did not answer the close frame");
     }
 }
 

@@ -87,20 +87,26 @@ fn gateway_heartbeat() {
         draining: true,
         started_at: TimestampMs(1_700_000_000_000),
     };
-    check(heartbeat, expect![[r#"
+    check(
+        heartbeat,
+        expect![[r#"
         c301565c899371f26b620c67312d6162633a77733a2f2f3132372e302e302e31
         3a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e31
-        3a383038310aa08d060180a0abfef962"#]]);
+        3a383038310aa08d060180a0abfef962"#]],
+    );
 }
 
 #[test]
 fn friend_moved_batch() {
-    check(batch(), expect![[r#"
+    check(
+        batch(),
+        expect![[r#"
         c30114fe4aa49aa6862a90a3abfef962020682a0abfef9620a0054c0fa99e802
         bfa2b28f0980a0abfef9620402f2c0010400000254060206000402c0fa99e802
         bfa2b28f0906020000060402c0fa99e802bfa2b28f090454c0fa99e802bfa2b2
         8f0980a0abfef96280e20954c0fa99e802bfa2b28f0980a0abfef96280e20900
-        0000"#]]);
+        0000"#]],
+    );
 }
 
 fn batch() -> FriendMovedBatch {

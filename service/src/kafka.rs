@@ -8,6 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a request for metadata or offsets may take.
@@ -50,6 +51,16 @@ pub enum ClusterError {
         prefix: String,
         /// Which.
         names: Vec<String>,
+    },
+    /// A user would be on one partition here and on another there.
+    #[error(
+        "{counts} at {brokers}: the topics that are partitioned by user have to have the same number of partitions"
+    )]
+    PartitionsDiffer {
+        /// As given.
+        brokers: String,
+        /// Topics with their numbers of partitions.
+        counts: String,
     },
     /// Creating a topic was refused.
     #[error("topic {name} cannot be created: {reason}")]
@@ -147,7 +158,14 @@ impl Kafka {
             let (brokers, prefix) = (self.brokers.clone(), self.prefix.clone());
             return Err(ClusterError::MissingTopics { brokers, prefix, names });
         }
-        let count = partitions(&self.topics.location_events()).unwrap_or_default();
+        let by_user = [self.topics.location_events(), self.topics.friend_lists(), self.topics.sessions()];
+        let counts = by_user.each_ref().map(|name| partitions(name).unwrap_or_default());
+        let count = counts[0];
+        if counts.iter().any(|other| *other != count) {
+            let counts: Vec<String> =
+                by_user.iter().zip(counts).map(|(name, count)| format!("{name} {count}")).collect();
+            return Err(ClusterError::PartitionsDiffer { brokers: self.brokers.clone(), counts: counts.join(", ") });
+        }
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 
@@ -224,10 +242,15 @@ impl Kafka {
         readiness.not_ready("kafka", "not asked yet");
         let kafka = self.clone();
         tokio::spawn(async move {
+            let probe = match kafka.probe() {
+                Ok(probe) => Arc::new(probe),
+                Err(because) => return readiness.not_ready("kafka", because.to_string()),
+            };
             let mut interval = tokio::time::interval(WATCH_INTERVAL);
             while stop.run_until_cancelled(interval.tick()).await.is_some() {
-                let asked = kafka.clone();
-                match tokio::task::spawn_blocking(move || asked.check_reachable()).await {
+                let asked = Arc::clone(&probe);
+                let asking = tokio::task::spawn_blocking(move || asked.fetch_metadata(None, REQUEST_TIMEOUT).map(drop));
+                match asking.await {
                     Ok(Ok(())) => readiness.ready("kafka"),
                     Ok(Err(because)) => readiness.not_ready("kafka", because.to_string()),
                     Err(because) => readiness.not_ready("kafka", because.to_string()),

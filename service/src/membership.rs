@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Reb
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::collections::BTreeSet;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// How often a member asks whether a successor has come, and polls.
@@ -34,12 +34,13 @@ pub enum MembershipEvent {
 }
 
 enum Request {
+    End,
     Claim(Vec<i32>),
     Watch(BTreeSet<i32>),
     Commit(Vec<(i32, i64)>),
 }
 
-/// A running member. Ends with its stop signal, leaving the group.
+/// A running member. It leaves the group at its stop signal, and still watches epochs until it is told to end.
 pub struct Membership {
     requests: mpsc::Sender<Request>,
     thread: std::thread::JoinHandle<()>,
@@ -71,7 +72,7 @@ fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
 }
 
 impl Membership {
-    /// Joins `group` on `topic`; `tell` is called on the member's thread and has to return at once.
+    /// Joins `group` on `topic`; `tell` is called on the member's thread, which may wait in it for less than five minutes.
     ///
     /// # Errors
     /// On a bad configuration.
@@ -86,12 +87,7 @@ impl Membership {
         consumer.subscribe(&[&topic])?;
         let (requests, inbox) = mpsc::channel();
         let thread = std::thread::Builder::new().name(format!("member of {group}"));
-        let thread = thread
-            .spawn(move || {
-                run(&consumer, &topic, &stop, &inbox);
-                consumer.unsubscribe();
-            })
-            .map_err(|_| KafkaError::Canceled)?;
+        let thread = thread.spawn(move || run(&consumer, &topic, &stop, &inbox)).map_err(|_| KafkaError::Canceled)?;
         Ok(Membership { requests, thread })
     }
 
@@ -110,8 +106,9 @@ impl Membership {
         self.request(Request::Commit(offsets));
     }
 
-    /// Waits until the group was left, which the stop signal brings about; at most `limit`.
-    pub fn left(&self, limit: Duration) -> bool {
+    /// Ends the member and waits until the group was left; at most `limit`.
+    pub fn end(&self, limit: Duration) -> bool {
+        self.request(Request::End);
         let deadline = Instant::now() + limit;
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
@@ -134,13 +131,25 @@ fn run<F: Fn(MembershipEvent) + Send + Sync>(
     let tell = &consumer.context().tell;
     let mut watched = BTreeSet::new();
     let mut watched_at = Instant::now();
-    while !stop.is_cancelled() {
+    let mut leaving = false;
+    loop {
+        if stop.is_cancelled() && !leaving {
+            leaving = true;
+            consumer.unsubscribe();
+        }
         // Records that were fetched before the pause took effect are passed over: they are read elsewhere.
         if let Some(Err(error)) = consumer.poll(POLL) {
             tracing::warn!(%error, "group membership");
         }
-        while let Ok(request) = inbox.try_recv() {
+        loop {
+            let request = match inbox.try_recv() {
+                Ok(request) => request,
+                Err(TryRecvError::Empty) => break,
+                // Dropping the consumer leaves the group, if that has not been done.
+                Err(TryRecvError::Disconnected) => return,
+            };
             match request {
+                Request::End => return,
                 Request::Claim(partitions) => claim(consumer, topic, &partitions),
                 Request::Watch(partitions) => watched = partitions,
                 Request::Commit(offsets) => commit(consumer, topic, &offsets),
@@ -159,13 +168,21 @@ fn run<F: Fn(MembershipEvent) + Send + Sync>(
 
 fn claim<F: Fn(MembershipEvent) + Send + Sync>(consumer: &BaseConsumer<Member<F>>, topic: &str, partitions: &[i32]) {
     let tell = &consumer.context().tell;
-    match try_claim(consumer, topic, partitions) {
-        Ok(epochs) => epochs.into_iter().for_each(|(p, epoch)| tell(MembershipEvent::Claimed(p, epoch))),
-        Err(error) => {
-            for partition in partitions {
-                tell(MembershipEvent::ClaimRefused(*partition, error.to_string()));
-            }
+    let refuse = |partitions: &[i32], because: &str| {
+        for partition in partitions {
+            tell(MembershipEvent::ClaimRefused(*partition, because.to_owned()));
         }
+    };
+    // The coordinator knows who is a member, not whose partition it is: a claim that came too late is refused here.
+    let owned = consumer.assignment().map(|owned| numbers(&owned)).unwrap_or_default();
+    let (owned, lost): (Vec<i32>, Vec<i32>) = partitions.iter().partition(|partition| owned.contains(partition));
+    refuse(&lost, "no longer owned");
+    if owned.is_empty() {
+        return;
+    }
+    match try_claim(consumer, topic, &owned) {
+        Ok(epochs) => epochs.into_iter().for_each(|(p, epoch)| tell(MembershipEvent::Claimed(p, epoch))),
+        Err(error) => refuse(&owned, &error.to_string()),
     }
 }
 

@@ -88,7 +88,7 @@ pub async fn run(
         }
     };
     leave.cancel();
-    let left = tokio::task::spawn_blocking(move || membership.left(LEAVE_LIMIT)).await;
+    let left = tokio::task::spawn_blocking(move || membership.end(LEAVE_LIMIT)).await;
     if !left.unwrap_or(false) {
         tracing::warn!("the group was not left in time: its other members wait for the session to time out");
     }
