@@ -19,7 +19,7 @@ build: ## Build the binary, target/release/nearby
 test: ## Every test; installs what is missing (Debian, root) or names it
 	sh e2e/setup.sh
 	cargo build -p nearby
-	cargo test --workspace --features nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
+	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features nearby-sink/full,nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the check on real movement, because $(RECORDED) is missing (see README)")
 
 test-unit: ## The tests that need nothing but cargo
@@ -27,7 +27,7 @@ test-unit: ## The tests that need nothing but cargo
 
 check: ## Formatting, lints, documentation
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features nearby-e2e/recorded -- -D warnings
+	cargo clippy --workspace --all-targets --features nearby-sink/full,nearby-e2e/recorded -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 format: ## Format the code

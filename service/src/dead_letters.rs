@@ -32,7 +32,7 @@ pub fn bury(appender: &Appender, topic: String, record: &impl Message, reason: &
         partition = record.partition(),
         offset = record.offset(),
         reason,
-        "undecodable record goes to the dead letters"
+        "a record goes to the dead letters"
     );
     appender.append_one(dead_letter(topic, record, reason))
 }

@@ -1,6 +1,6 @@
 //! The process's metrics in Prometheus' text format.
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Starts collecting. Calling it again changes nothing.
 pub fn start() {
     HANDLE.get_or_init(|| {
-        let recorder = PrometheusBuilder::new().set_buckets(SECONDS).expect("there are buckets").build_recorder();
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+            .expect("there are buckets")
+            .build_recorder();
         let handle = recorder.handle();
         let upkept = handle.clone();
         // Without it a histogram keeps every sample until somebody asks for the metrics.

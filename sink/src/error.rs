@@ -1,5 +1,6 @@
 //! Why a sink cannot start, or has to stop.
 
+use nearby_service::kafka::ClusterError;
 use rdkafka::error::KafkaError;
 use sqlx::migrate::MigrateError;
 
@@ -25,6 +26,9 @@ pub enum SinkError {
         /// What is wrong.
         source: MigrateError,
     },
+    /// The cluster is not as it has to be.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A Kafka client could not be made or asked.
     #[error("Kafka: {0}")]
     Kafka(#[from] KafkaError),

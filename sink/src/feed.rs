@@ -3,7 +3,7 @@
 //! A feed reads the partitions that it was started with, from their offsets. When these change, it is replaced: what
 //! an old feed had under way can't be mistaken for what a new one reads.
 
-use crate::record::{Decoder, Log, Record};
+use crate::record::{Decoder, Record};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::kafka::Kafka;
@@ -41,13 +41,12 @@ impl Feed {
     pub fn start(
         kafka: &Kafka,
         topic: String,
-        log: Log,
+        decoder: Decoder,
         partitions: &[(i32, Option<i64>)],
         backlog_max: usize,
     ) -> Result<Feed, KafkaError> {
         let stop = Stop::new();
         let (sender, records) = mpsc::channel((backlog_max / CHUNK_ROWS_MAX).max(1));
-        let decoder = Decoder::of(log);
         let mut gathered = Vec::new();
         let handle = move |read: Read<'_>| match read {
             Read::Record(message) => {
@@ -92,6 +91,6 @@ fn record(decoder: &Decoder, message: &BorrowedMessage<'_>) -> Record {
         appended_at,
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
-        content: decoder.decode(message.key(), message.payload(), appended_at),
+        content: decoder.decode(message.partition(), message.key(), message.payload(), appended_at),
     }
 }

@@ -34,6 +34,7 @@ use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
 use nearby_service::membership::Membership;
 use pipeline::{Pipeline, Surroundings};
+use rdkafka::error::KafkaError;
 use record::Log;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +74,11 @@ pub async fn run(
     for log in [Log::LocationEvents, Log::FriendLists] {
         readiness.ready(log.part());
     }
-    let around = Arc::new(Surroundings { settings, kafka, database, appender, readiness, stop: stop.clone() });
+    let counted = kafka.clone();
+    let partitions = tokio::task::spawn_blocking(move || counted.check_topics()).await;
+    let partitions = partitions.map_err(|_| KafkaError::Canceled)??;
+    let around =
+        Arc::new(Surroundings { settings, kafka, partitions, database, appender, readiness, stop: stop.clone() });
     let events = Pipeline::new(Log::LocationEvents, Arc::clone(&around), Some(Arc::clone(&membership)), events_out);
     let lists = Pipeline::new(Log::FriendLists, around, None, lists_out);
     let too_late = async {

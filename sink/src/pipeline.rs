@@ -8,7 +8,7 @@ use crate::database::Database;
 use crate::error::SinkError;
 use crate::feed::{Fed, Feed};
 use crate::lag::Lag;
-use crate::record::{Log, Record};
+use crate::record::{Decoder, Log, Record};
 use crate::settings::SinkSettings;
 use crate::write::{Session, WriteError, Written};
 use nearby_schemas::TimestampMs;
@@ -39,6 +39,8 @@ pub struct Surroundings {
     pub settings: SinkSettings,
     /// Where records come from.
     pub kafka: Kafka,
+    /// Partitions of the topics that are partitioned by user.
+    pub partitions: i32,
     /// Where they go.
     pub database: Database,
     /// Where dead letters go.
@@ -321,7 +323,8 @@ impl Pipeline {
         let partitions = self.batcher.next_offsets();
         if !partitions.is_empty() {
             let (kafka, topic) = (&self.around.kafka, self.topic.clone());
-            let feed = Feed::start(kafka, topic, self.log, &partitions, self.around.settings.backlog_max())?;
+            let decoder = Decoder::of(self.log, self.around.partitions);
+            let feed = Feed::start(kafka, topic, decoder, &partitions, self.around.settings.backlog_max())?;
             self.feed = Some(feed);
         }
         self.lag.follow(self.feed.as_ref().map(Feed::reader), self.batcher.held_offsets());

@@ -2,6 +2,7 @@
 
 use h3o::{LatLng, Resolution};
 use nearby_schemas::codec::Codec;
+use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, LocationEvent, TimestampMs, UserId};
 
 const DAY_MS: i64 = 86_400_000;
@@ -76,22 +77,23 @@ impl Log {
 pub enum Decoder {
     /// Of `location-events`.
     LocationEvents(Codec<LocationEvent>),
-    /// Of `friend-lists`.
-    FriendLists(Codec<FriendList>),
+    /// Of `friend-lists`, which has so many partitions.
+    FriendLists(Codec<FriendList>, i32),
 }
 
 impl Decoder {
-    /// For one topic.
-    pub fn of(log: Log) -> Decoder {
+    /// For one topic; `partitions` is the number that the topics partitioned by user have.
+    pub fn of(log: Log, partitions: i32) -> Decoder {
         match log {
             Log::LocationEvents => Decoder::LocationEvents(Codec::new()),
-            Log::FriendLists => Decoder::FriendLists(Codec::new()),
+            Log::FriendLists => Decoder::FriendLists(Codec::new(), partitions),
         }
     }
 
     /// What a record says, or why it is a dead letter.
     pub fn decode(
         &self,
+        partition: i32,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
         appended_at: TimestampMs,
@@ -101,8 +103,13 @@ impl Decoder {
                 let event = codec.decode(value.ok_or("no value")?).map_err(|error| error.to_string())?;
                 reported(event, appended_at)
             }
-            Decoder::FriendLists(codec) => {
+            Decoder::FriendLists(codec, partitions) => {
                 let user = user_of(key)?;
+                // Elsewhere no processor would find it: a producer with another partitioner than Java's default wrote it.
+                let home = partition_of(user, *partitions);
+                if home != partition {
+                    return Err(format!("the user belongs on partition {home}"));
+                }
                 let Some(value) = value else { return Ok(Content::Unlisted(user)) };
                 listed(user, codec.decode(value).map_err(|error| error.to_string())?)
             }
@@ -174,7 +181,7 @@ mod tests {
 
     fn decode(event: &LocationEvent) -> Result<Content, String> {
         let codec = Codec::<LocationEvent>::new();
-        Decoder::of(Log::LocationEvents).decode(None, Some(&codec.encode(event)), NOW)
+        Decoder::of(Log::LocationEvents, 1).decode(0, None, Some(&codec.encode(event)), NOW)
     }
 
     #[test]
@@ -208,8 +215,10 @@ mod tests {
     fn friend_lists_and_tombstones() {
         let list = FriendList { user_id: UserId(7), friends: vec![UserId(8)], changed_at: NOW };
         let bytes = Codec::<FriendList>::new().encode(&list);
-        let decoder = Decoder::of(Log::FriendLists);
-        let decode = |key: Option<&str>, value| decoder.decode(key.map(str::as_bytes), value, NOW);
+        let elsewhere = Decoder::of(Log::FriendLists, 16).decode(0, Some(b"7"), None, NOW);
+        assert_eq!(elsewhere, Err(format!("the user belongs on partition {}", partition_of(UserId(7), 16))));
+        let decoder = Decoder::of(Log::FriendLists, 1);
+        let decode = |key: Option<&str>, value| decoder.decode(0, key.map(str::as_bytes), value, NOW);
         assert_eq!(decode(Some("7"), Some(&bytes[..])), Ok(Content::Listed(list)));
         assert_eq!(decode(Some("7"), None), Ok(Content::Unlisted(UserId(7))));
         assert_eq!(decode(Some("8"), Some(&bytes[..])), Err("the key is not the user of the list".to_owned()));

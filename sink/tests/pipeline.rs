@@ -6,6 +6,7 @@ use common::migrated;
 use nearby_e2e::kafka::Kafka as Broker;
 use nearby_e2e::postgres::Postgres;
 use nearby_schemas::codec::Codec;
+use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::Topics;
 use nearby_schemas::{FriendList, LocationEvent, Position, Source, TimestampMs, UserId};
 use nearby_service::Stop;
@@ -50,10 +51,8 @@ impl World {
     async fn new() -> World {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         let topics = Topics::default();
-        for (topic, partitions) in
-            [(topics.location_events(), PARTITIONS), (topics.friend_lists(), PARTITIONS), (topics.dead_letters(), 1)]
-        {
-            cluster.create_topic(&topic, partitions, 1).expect("a topic");
+        for topic in topics.standing(PARTITIONS) {
+            cluster.create_topic(&topic.name, topic.partitions, 1).expect("a topic");
         }
         let kafka = Kafka { brokers: cluster.bootstrap_servers(), topics, prefix: String::new(), embedded: true };
         World::over(kafka, Cluster::Mock { _cluster: cluster }).await
@@ -362,13 +361,17 @@ async fn friend_lists_are_mirrored() {
         let value = list.map(|list| codec.encode(&list));
         Outgoing { topic: topic.clone(), key: Some(user.to_string().into_bytes()), value, ..Outgoing::default() }
     };
+    let astray = |user| Outgoing {
+        partition: Some((partition_of(UserId(user), PARTITIONS) + 1) % PARTITIONS),
+        ..record(user, Some(&[1]))
+    };
     let sink = world.sink("", small());
     world.append(vec![record(1, Some(&[2])), record(2, Some(&[1])), record(3, Some(&[])), record(2, None)]).await;
-    world.append(vec![Outgoing { key: Some(b"x".to_vec()), ..record(4, Some(&[])) }]).await;
+    world.append(vec![Outgoing { key: Some(b"x".to_vec()), ..record(4, Some(&[])) }, astray(5)]).await;
     let lists = "select user_id, friends from nearby.friend_lists order by 1";
     world.eventually(lists, "1|{2}\n3|{}");
-    world.eventually("select sum(next_offset) from nearby.sink_offsets where topic = 'friend-lists'", "5");
-    assert_eq!(world.dead_letters(1).len(), 1);
+    world.eventually("select sum(next_offset) from nearby.sink_offsets where topic = 'friend-lists'", "6");
+    assert_eq!(world.dead_letters(2).len(), 2, "no user, and a user on another user's partition");
     world.append(vec![record(1, None), record(2, Some(&[3]))]).await;
     world.eventually(lists, "2|{3}\n3|{}");
     sink.end().await;
