@@ -6,7 +6,7 @@
 //!
 //! - [`batch`]: what is written next and how offsets move; pure.
 //! - [`record`]: what a record means, [`copy`]: rows as bytes; pure.
-//! - [`database`]: the way in and the migrations, [`days`]: partitions of the history, [`write`]: the transaction.
+//! - [`database`]: the way in and the migrations, [`days`]: partitions of the history, [`write`](mod@write): the transaction.
 //! - [`feed`]: records out of Kafka, [`pipeline`]: the loop, one for each of the two topics.
 //!
 //! It keeps no file, starts from no committed offset of Kafka's, and never passes over a record silently: what can't be
