@@ -97,7 +97,7 @@ impl Viewer {
 
     /// A friend is no longer seen.
     pub fn friend_left(&mut self, friend: UserId, reason: LeftReason) {
-        if self.known && self.friends.remove(&friend).is_some() {
+        if self.friends.remove(&friend).is_some() {
             self.change(friend, Change::Left(reason));
         }
     }
@@ -120,7 +120,7 @@ impl Viewer {
         self.known = true;
         self.friends = snapshot.friends.iter().map(|seen| (seen.friend, shown(seen))).collect();
         for outbox in self.sockets.values_mut() {
-            *outbox = Outbox { snapshot: true, ..Outbox::default() };
+            outbox.snapshot = true;
         }
     }
 
