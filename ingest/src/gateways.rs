@@ -232,9 +232,9 @@ mod tests {
     }
 
     #[test]
-    fn clients_sent_count_until_the_next_heartbeat() {
-        let script = script().beat("a 0/2", 0).beat("b 0/4", 0).chooses("a b b a b b none");
-        script.beat("a 1/2", 1).chooses("a none");
+    fn clients_sent_count_until_the_next_heartbeat_but_fill_nobody() {
+        let script = script().beat("a 0/2", 0).beat("b 0/4", 0).chooses("a b b a b b a");
+        script.beat("a 1/2", 1).chooses("a a b");
     }
 
     #[test]
