@@ -252,9 +252,9 @@ async fn kafka(settings: &RunSettings) -> anyhow::Result<KafkaPart> {
     };
     let access = Kafka::from_settings(&KafkaSettings { brokers: brokers.clone(), names });
     wiring::check_broker(&access).await?;
-    for topic in access.topics.standing(settings.partitions) {
-        if access.create_topic(&topic).await? {
-            tracing::info!(topic = topic.name, "created");
+    for (topic, new) in access.create_standing_topics(settings.partitions).await? {
+        if new {
+            tracing::info!(topic, "created");
         }
     }
     Ok(KafkaPart { access, embedded: None })

@@ -37,10 +37,9 @@ impl TopicsSettings {
 pub async fn topics(command: TopicsCommand) -> anyhow::Result<()> {
     match command {
         TopicsCommand::Create(settings) => {
-            let (kafka, specs) = settings.connect().await?;
-            for topic in &specs {
-                let created = kafka.create_topic(topic).await?;
-                println!("{} {}", topic.name, if created { "created" } else { "was there already" });
+            let (kafka, _) = settings.connect().await?;
+            for (topic, new) in kafka.create_standing_topics(settings.partitions).await? {
+                println!("{topic} {}", if new { "created" } else { "was there already" });
             }
             Ok(())
         }

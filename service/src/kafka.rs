@@ -15,6 +15,9 @@ use std::time::Duration;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a record may wait for the broker's acknowledgement before the caller is told that it failed.
 pub const DELIVERY_TIMEOUT_MS: u32 = 10_000;
+/// How long a new topic may take to be known to the cluster, and how often that is looked at.
+const PROPAGATION_LIMIT: Duration = Duration::from_secs(10);
+const PROPAGATION_POLL: Duration = Duration::from_millis(50);
 /// How often the broker is looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -167,6 +170,29 @@ impl Kafka {
             return Err(ClusterError::PartitionsDiffer { brokers: self.brokers.clone(), counts: counts.join(", ") });
         }
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
+    }
+
+    /// Creates the standing topics that are missing and waits until the cluster shows all of them: a broker may acknowledge
+    /// a topic before it answers questions about it. Returns each name with whether it is new.
+    ///
+    /// # Errors
+    /// When the broker refuses, cannot be reached, or does not show them within [`PROPAGATION_LIMIT`].
+    pub async fn create_standing_topics(&self, partitions: i32) -> Result<Vec<(String, bool)>, ClusterError> {
+        let mut created = Vec::new();
+        for topic in self.topics.standing(partitions) {
+            created.push((topic.name.clone(), self.create_topic(&topic).await?));
+        }
+        let deadline = tokio::time::Instant::now() + PROPAGATION_LIMIT;
+        loop {
+            let asked = self.clone();
+            match tokio::task::spawn_blocking(move || asked.check_topics()).await {
+                Ok(Err(ClusterError::MissingTopics { .. })) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(PROPAGATION_POLL).await;
+                }
+                Ok(checked) => return checked.map(|_| created),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
     }
 
     /// Creates a topic; true if it was not there before.
