@@ -189,7 +189,9 @@ impl Kafka {
                 Ok(Err(ClusterError::MissingTopics { .. })) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(PROPAGATION_POLL).await;
                 }
-                Ok(checked) => return checked.map(|_| created),
+                // That they differ in their partitions is for `topics check` and for the services to say.
+                Ok(Ok(_) | Err(ClusterError::PartitionsDiffer { .. })) => return Ok(created),
+                Ok(Err(error)) => return Err(error),
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
