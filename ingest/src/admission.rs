@@ -22,7 +22,7 @@ const FAULTS_MAX: usize = 10_000;
 /// H3 cells of `"precision":"coarse"`: about 1.2 km from edge to centre.
 const COARSE: Resolution = Resolution::Seven;
 /// Greater whole numbers may already have been rounded when they are written with a point or an exponent.
-const EXACT_FLOAT_MAX: u64 = 1 << 53;
+const EXACT_FLOAT_MAX: u64 = (1 << 53) - 1;
 
 /// A report that may be stored.
 #[derive(Clone, Copy, Debug, PartialEq)]

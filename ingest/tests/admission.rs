@@ -237,6 +237,8 @@ fn ids() {
             r#""user_id":9223372036854775807"#,
             r#""user_id":"9223372036854775808""#,
             r#""user_id":9223372036854775808"#,
+            r#""user_id":9007199254740991.0"#,
+            r#""user_id":9007199254740993.0"#,
             r#""user_id":9.1e18"#,
             r#""user_id":1e300"#,
             r#""user_id":-1"#,
@@ -255,6 +257,8 @@ fn ids() {
             "user_id":9223372036854775807 -> user=9223372036854775807
             "user_id":"9223372036854775808" -> 0 "user_id" bad_id
             "user_id":9223372036854775808 -> 0 "user_id" bad_id
+            "user_id":9007199254740991.0 -> user=9007199254740991
+            "user_id":9007199254740993.0 -> 0 "user_id" bad_id
             "user_id":9.1e18 -> 0 "user_id" bad_id
             "user_id":1e300 -> 0 "user_id" bad_id
             "user_id":-1 -> 0 "user_id" bad_id

@@ -4,8 +4,15 @@ use crate::append::{Acknowledged, Appender, Outgoing};
 use rdkafka::Message;
 use rdkafka::message::{Header, OwnedHeaders};
 
+/// A value that would not fit into a record together with the headers is left out; its origin says where it still is.
+const VALUE_BYTES_MAX: usize = 900_000;
+
 /// The original record and why it was refused, ready to be appended.
 pub fn dead_letter(topic: String, record: &impl Message, reason: &str) -> Outgoing {
+    let value = record.payload();
+    let fits = value.is_none_or(|value| value.len() <= VALUE_BYTES_MAX);
+    let omitted = value.filter(|_| !fits).map(|value| format!("{reason} (value of {} bytes left out)", value.len()));
+    let reason = omitted.as_deref().unwrap_or(reason);
     let headers = [
         ("topic", record.topic().to_owned()),
         ("partition", record.partition().to_string()),
@@ -19,7 +26,7 @@ pub fn dead_letter(topic: String, record: &impl Message, reason: &str) -> Outgoi
         topic,
         partition: None,
         key: record.key().map(<[u8]>::to_vec),
-        value: record.payload().map(<[u8]>::to_vec),
+        value: value.filter(|_| fits).map(<[u8]>::to_vec),
         headers: Some(headers),
     }
 }

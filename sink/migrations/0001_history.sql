@@ -17,6 +17,8 @@ CREATE TABLE nearby.location_history (
 ) PARTITION BY RANGE (reported_at);
 
 CREATE INDEX location_history_user ON nearby.location_history (user_id, reported_at);
+-- Few rows: who withdrew, and when.
+CREATE INDEX location_history_withdrawal ON nearby.location_history (user_id, reported_at) WHERE lat IS NULL;
 
 COMMENT ON TABLE nearby.location_history IS
     'Every record of the topic location-events once, in one partition (location_history_YYYYMMDD) per UTC day of reported_at. A report that a client sent twice is two rows; the views count it once.';

@@ -40,12 +40,24 @@ SELECT user_id, reported_at, received_at, lat, lon, accuracy_m, speed_mps, headi
 FROM (
     SELECT DISTINCT ON (user_id) *
     FROM nearby.location_history
+    WHERE lat IS NOT NULL
     ORDER BY user_id, reported_at DESC, kafka_offset DESC
 ) AS newest
-WHERE lat IS NOT NULL;
+-- As the engine has it: a withdrawal counts at once, in the order of the log, whatever its time; and afterwards only
+-- reports with a later time.
+WHERE NOT EXISTS (
+    SELECT
+    FROM nearby.location_history AS withdrawal
+    WHERE withdrawal.user_id = newest.user_id
+        AND withdrawal.lat IS NULL
+        AND (
+            withdrawal.reported_at >= newest.reported_at
+            OR (withdrawal.topic = newest.topic AND withdrawal.kafka_offset > newest.kafka_offset)
+        )
+);
 
 COMMENT ON VIEW nearby.latest_positions IS
-    'Where each user was at the newest report. A user whose newest report withdrew the position has no row.';
+    'Where each user was at the newest report. A user who withdrew the position and has not shared again has no row.';
 COMMENT ON COLUMN nearby.latest_positions.user_id IS 'Who.';
 COMMENT ON COLUMN nearby.latest_positions.reported_at IS 'When, by the client''s clock.';
 COMMENT ON COLUMN nearby.latest_positions.received_at IS 'When a gateway accepted the report.';

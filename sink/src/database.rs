@@ -9,8 +9,10 @@ use std::time::Duration;
 
 /// How long Postgres may take to let us in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A sink that freezes in the middle of a transaction holds the offsets' rows no longer than this.
-const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'";
+/// A sink whose host vanishes in the middle of a transaction holds the offsets' rows for about half a minute, and one that
+/// waits for them gives up before that. While Postgres waits for the rows of a COPY only TCP notices that a peer is gone.
+const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '20s'; \
+                       SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3";
 
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "history", include_str!("../migrations/0001_history.sql")),

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 pub struct SinkSettings {
     /// Records that are written to Postgres in one transaction at most
-    #[arg(long, env = "NEARBY_BATCH_ROWS_MAX", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "NEARBY_BATCH_ROWS_MAX", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub batch_rows_max: u32,
     /// A record waits at most this long for others to be written with it, in milliseconds
     #[arg(long, env = "NEARBY_BATCH_AGE_MS", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=60_000))]

@@ -79,6 +79,13 @@ async fn latest_positions_are_of_those_who_share() {
             (2, "12:01", None, 0.0),
             (3, "12:00", None, 0.0),
             (3, "2026-01-16 00:00", Some(30.0), 1.0),
+            // A phone ahead of the server: its withdrawal has an earlier time, and counts.
+            (4, "12:00:20", Some(40.0), 0.0),
+            (4, "12:00:05", None, 0.0),
+            // Delayed reports do not undo a withdrawal, not even one of the same time.
+            (5, "12:00", None, 0.0),
+            (5, "11:59", Some(50.0), 0.0),
+            (5, "12:00", Some(51.0), 0.0),
         ],
     );
     let rows = psql(&postgres, "select user_id, reported_at, lat, lon from nearby.latest_positions order by 1");
