@@ -6,7 +6,6 @@ use anyhow::Context;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
-use nearby_service::auth::Tokens;
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::{KafkaSettings, TopicSettings};
 use std::collections::BTreeMap;
@@ -54,12 +53,7 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
             write(&kafka, &lists).await?;
         }
         None => {
-            let token_source = match settings.jwt_secret.as_deref().filter(|secret| !secret.is_empty()) {
-                Some(secret) => TokenSource::Signed(
-                    Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?,
-                ),
-                None => TokenSource::Development,
-            };
+            let token_source = TokenSource::new(settings.jwt_secret.as_deref())?;
             Api::new(&settings.url, token_source)?.replace_friend_lists(&lists).await?;
         }
     }

@@ -83,9 +83,4 @@ impl Processor {
     pub fn ended(self) -> bool {
         self.thread.join().is_ok()
     }
-
-    /// Whether it has ended, which is an error unless a stop was asked for.
-    pub fn has_ended(&self) -> bool {
-        self.thread.is_finished()
-    }
 }

@@ -91,14 +91,14 @@ fn hear_reports(
 ) -> Result<(), KafkaError> {
     let codec = Codec::<LocationEvent>::new();
     let mut gathered = Vec::new();
-    let mut restored_at: BTreeMap<i32, i64> = BTreeMap::new();
+    // Partitions that are not restored yet, with the offsets up to which they have to be read.
+    let mut unrestored: Option<BTreeMap<i32, i64>> = None;
     let (ends, ends_inbox) = std::sync::mpsc::channel();
     let mut caught_up = move |wakes: &SyncSender<Wake>, gathered: &mut Vec<Reported>, partition, next_offset| {
-        if restored_at.is_empty() {
-            restored_at = ends_inbox.try_recv().unwrap_or_default();
-        }
-        if restored_at.get(&partition).is_some_and(|end| *end <= next_offset) {
-            restored_at.insert(partition, i64::MAX);
+        // Sent before the first partition is added, so it is there; and once all are restored the map is empty.
+        let unrestored = unrestored.get_or_insert_with(|| ends_inbox.recv().unwrap_or_default());
+        if unrestored.get(&partition).is_some_and(|end| *end <= next_offset) {
+            unrestored.remove(&partition);
             send(wakes, Wake::Reports(std::mem::take(gathered)))?;
             send(wakes, Wake::CaughtUp(Source::Reports, partition, 0))?;
         }
@@ -121,7 +121,7 @@ fn hear_reports(
                     }
                     caught_up(&wakes, &mut gathered, record.partition(), record.offset() + 1)
                 }
-                Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX - 1),
+                Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX),
                 Read::Pause | Read::OffsetOutOfLog(_) if gathered.is_empty() => Ok(()),
                 Read::Pause | Read::OffsetOutOfLog(_) => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
             }

@@ -54,6 +54,13 @@ pub struct Connection {
     pub wake: Arc<Notify>,
 }
 
+impl Connection {
+    /// What the client is told that its session is called.
+    pub fn session(&self) -> String {
+        format!("{}/{}", self.user, self.socket.0)
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.hub.disconnect(self);

@@ -118,7 +118,6 @@ pub struct Pusher {
     pub stream: StreamHandler,
     gateway: Arc<Gateway>,
     pollers: Arc<polling::Pollers>,
-    appender: Appender,
     heartbeat: Heartbeat,
     kafka: Kafka,
     reading: Stop,
@@ -156,7 +155,7 @@ impl Pusher {
         });
         let reading = Stop::new();
         listener::start(&kafka, &id, Arc::clone(&hub), appender.clone(), reading.clone())?;
-        let heartbeat = Heartbeat::start(&kafka, Arc::clone(&gateway), &public_url, appender.clone(), readiness);
+        let heartbeat = Heartbeat::start(&kafka, Arc::clone(&gateway), &public_url, appender, readiness);
         let pollers = Arc::new(polling::Pollers::default());
         sweep(Arc::clone(&gateway), Arc::clone(&pollers));
         let shared = Arc::clone(&gateway);
@@ -165,7 +164,6 @@ impl Pusher {
             stream: Arc::new(move |request| stream::open(Arc::clone(&shared), request).boxed()),
             gateway,
             pollers,
-            appender,
             heartbeat,
             kafka,
             reading,
@@ -199,7 +197,6 @@ impl Pusher {
                 Err(_) => tracing::warn!(topic, "the gateway's topic stays: Kafka did not answer"),
             }
         }
-        drop(self.appender);
     }
 }
 

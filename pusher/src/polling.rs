@@ -141,7 +141,7 @@ impl EventStream {
         let gateway = Arc::clone(&self.gateway);
         if !self.welcomed {
             self.welcomed = true;
-            let session = format!("{}/{}", self.connection.user, self.connection.socket.0);
+            let session = self.connection.session();
             return Some(frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now()));
         }
         if self.ended {

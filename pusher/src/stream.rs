@@ -96,7 +96,7 @@ struct Client {
 
 impl Client {
     async fn run(&mut self, mut answered: mpsc::Receiver<Option<String>>) -> End {
-        let session = format!("{}/{}", self.connection.user, self.connection.socket.0);
+        let session = self.connection.session();
         let gateway = Arc::clone(&self.gateway);
         let welcome = frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now());
         if let Err(end) = self.send(welcome).await {

@@ -29,6 +29,15 @@ pub enum TokenSource {
     Development,
 }
 
+impl TokenSource {
+    /// Signed if there is a secret that is not empty.
+    pub fn new(secret: Option<&str>) -> anyhow::Result<TokenSource> {
+        let Some(secret) = secret.filter(|secret| !secret.is_empty()) else { return Ok(TokenSource::Development) };
+        let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
+        Ok(TokenSource::Signed(tokens))
+    }
+}
+
 /// A server's public API.
 #[derive(Clone)]
 pub struct Api {

@@ -9,7 +9,6 @@ pub mod walkers;
 
 use crate::BadSetting;
 use anyhow::Context;
-use nearby_service::auth::Tokens;
 use nearby_service::{Stop, stop_on_signals};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,14 +57,7 @@ pub struct SimulateSettings {
 
 /// Runs the simulation and prints what came of it.
 pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
-    let token_source = match settings.jwt_secret.as_deref().filter(|secret| !secret.is_empty()) {
-        Some(secret) => {
-            let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
-            TokenSource::Signed(tokens)
-        }
-        None => TokenSource::Development,
-    };
-    let api = Api::new(&settings.url, token_source)?;
+    let api = Api::new(&settings.url, TokenSource::new(settings.jwt_secret.as_deref())?)?;
     let stop = Stop::new();
     stop_on_signals(stop.clone()).context("listening to signals")?;
     let settle = Duration::from_secs(settings.settle_s);
