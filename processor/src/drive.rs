@@ -1,17 +1,16 @@
-//! The engine's thread: takes wakes, lets the engine and the ownership decide, and does what they say.
+//! The engine's thread: takes wakes, has the [`Decider`] decide, and does what it says.
 
+use crate::decider::{Action, Decider, Progress};
 use crate::outbox::Outbox;
-use crate::ownership::{Action, Ownership};
 use crate::readers::Readers;
-use crate::wake::{Source, Wake};
-use nearby_engine::{Engine, EngineSettings, Notice};
-use nearby_schemas::{Epoch, Session, TimestampMs};
+use crate::wake::Wake;
+use nearby_engine::EngineSettings;
+use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::membership::{Membership, MembershipEvent};
-use std::collections::{BTreeMap, BTreeSet};
+use nearby_service::membership::Membership;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
@@ -20,34 +19,26 @@ const GROUP: &str = "nearby-processors";
 const TICK: Duration = Duration::from_millis(200);
 /// Lost batches are made good for at most so often.
 const MAKE_GOOD_INTERVAL: Duration = Duration::from_secs(1);
-/// Sessions of gateways that were lost for so long are ended for good.
-const SESSION_OF_LOST_GATEWAY_MAX_MS: i64 = 86_400_000;
 const CLEANING_INTERVAL: Duration = Duration::from_secs(600);
-/// Wakes taken in a row before the outbox gets its turn.
+/// Wakes taken in a row before the batches get their turn.
 const WAKES_AT_ONCE_MAX: usize = 64;
 const END_FLUSH: Duration = Duration::from_secs(3);
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Everything the engine's thread has.
 pub(crate) struct Drive {
-    engine: Engine,
-    ownership: Ownership,
-    /// Epochs of the served partitions.
-    epochs: BTreeMap<i32, Epoch>,
+    decider: Decider,
     readers: Readers,
     outbox: Outbox,
     appender: Appender,
     kafka: Kafka,
     wakes: SyncSender<Wake>,
     readiness: Readiness,
-    /// Partitions of reports that are not restored yet.
-    unrestored: BTreeSet<i32>,
     membership: Option<Membership>,
-    /// The group has said at least once what is ours, be it nothing.
-    assigned: bool,
     /// Why this processor cannot go on.
     broken: Option<String>,
-    notices: Vec<Notice>,
+    /// What is to be done next; empty between two turns.
+    actions: Vec<Action>,
     started_at: Instant,
 }
 
@@ -62,10 +53,7 @@ impl Drive {
         readiness: Readiness,
     ) -> Drive {
         Drive {
-            engine: Engine::new(settings),
-            ownership: Ownership::default(),
-            epochs: BTreeMap::new(),
-            unrestored: (0..readers.partitions).collect(),
+            decider: Decider::new(settings, readers.partitions),
             readers,
             outbox,
             appender,
@@ -73,9 +61,8 @@ impl Drive {
             wakes,
             readiness,
             membership: None,
-            assigned: false,
             broken: None,
-            notices: Vec::new(),
+            actions: Vec::new(),
             started_at: Instant::now(),
         }
     }
@@ -90,8 +77,7 @@ impl Drive {
             let now = Instant::now();
             if stop.is_cancelled() {
                 let stopped_at = *stopped_at.get_or_insert(now);
-                let handed_over = self.ownership.holds_nothing();
-                if handed_over || now.duration_since(stopped_at) >= handover_max {
+                if self.decider.holds_nothing() || now.duration_since(stopped_at) >= handover_max {
                     break;
                 }
             }
@@ -99,12 +85,12 @@ impl Drive {
                 tracing::error!(because, "the processor cannot go on");
                 break;
             }
-            let due = self.outbox.next_due().map_or(next_tick, |due| due.min(next_tick));
+            let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
             match inbox.recv_timeout(due.saturating_duration_since(now)) {
                 Ok(wake) => {
-                    self.wake(wake, stop);
+                    self.wake(wake);
                     for wake in inbox.try_iter().take(WAKES_AT_ONCE_MAX) {
-                        self.wake(wake, stop);
+                        self.wake(wake);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -114,7 +100,7 @@ impl Drive {
             let now = Instant::now();
             if now >= next_make_good {
                 next_make_good = now + MAKE_GOOD_INTERVAL;
-                self.make_good();
+                self.decider.make_good(self.outbox.take_unacknowledged(), TimestampMs::now());
             }
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -122,13 +108,14 @@ impl Drive {
             }
             if now >= next_cleaning {
                 next_cleaning = now + CLEANING_INTERVAL;
-                self.end_sessions_of_lost_gateways();
+                self.decider.clean(&mut self.actions);
             }
-            self.pack();
-            self.outbox.flush_due(now);
+            self.decider.flush(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
+            self.act(stop);
         }
-        self.pack();
-        self.outbox.end(END_FLUSH);
+        self.decider.end(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
+        self.act(stop);
+        self.outbox.flush(END_FLUSH);
         // Who is known to have left need not be waited for by the group when the next one joins.
         if let Some(membership) = &self.membership
             && !membership.end(LEAVE_LIMIT)
@@ -137,10 +124,9 @@ impl Drive {
         }
     }
 
-    fn wake(&mut self, wake: Wake, stop: &Stop) {
+    fn wake(&mut self, wake: Wake) {
         let now = TimestampMs::now();
-        let (engine, out) = (&mut self.engine, &mut self.notices);
-        match wake {
+        match &wake {
             Wake::Reports(reports) => {
                 metrics::counter!("nearby_processor_reports_total").increment(reports.len() as u64);
                 if let Some(last) = reports.last() {
@@ -148,45 +134,73 @@ impl Drive {
                     let age_s = now.since_ms(last.time).max(0) as f64 / 1000.0;
                     metrics::histogram!("nearby_processor_report_age_seconds").record(age_s);
                 }
-                for report in reports {
-                    engine.report(report.user, report.time, report.place, now, out);
-                }
             }
-            Wake::Lists(lists) => {
-                for list in lists.iter().filter(|list| self.ownership.holds(list.partition)) {
-                    engine.friend_list(list.partition, list.viewer, list.friends.as_deref(), now, out);
+            Wake::Membership(event) => tracing::debug!(?event, "membership"),
+            _ => {}
+        }
+        self.decider.wake(wake, now, self.started_at.elapsed(), &mut self.actions);
+    }
+
+    fn tick(&mut self) {
+        self.decider.tick(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
+        let counts = self.decider.counts();
+        for (what, count) in [
+            ("positions", counts.users_with_position),
+            ("viewers", counts.viewers_connected),
+            ("edges", counts.edges_indexed),
+            ("lists", counts.lists_held),
+            ("gateways", counts.gateways_alive),
+            ("partitions", self.decider.epochs().len()),
+        ] {
+            #[expect(clippy::cast_precision_loss, reason = "counts of things in memory are far below 2^52")]
+            metrics::gauge!("nearby_processor_state", "of" => what).set(count as f64);
+        }
+        let waits_for = match self.decider.progress() {
+            Progress::Serving => return self.readiness.ready("processor"),
+            Progress::RestoringPositions(missing) => format!("restoring positions: {missing} partitions to go"),
+            Progress::RestoringViewers(missing) => format!("restoring viewers: {missing} partitions to go"),
+            Progress::Joining => "joining the group".to_owned(),
+        };
+        self.readiness.not_ready("processor", waits_for);
+    }
+
+    fn act(&mut self, stop: &Stop) {
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::Join => self.join(stop),
+                Action::Read(partitions, generation) => {
+                    if let Err(error) = self.readers.add(&partitions, generation) {
+                        self.broken = Some(format!("cannot read the partitions {partitions:?}: {error}"));
+                    }
                 }
-            }
-            Wake::Sessions(sessions) => {
-                for session in sessions.iter().filter(|session| self.ownership.holds(session.partition)) {
-                    engine.session(session.partition, session.user, &session.gateway, session.ask, now, out);
+                Action::StopReading(partition) => {
+                    if let Err(error) = self.readers.remove(partition) {
+                        tracing::error!(%error, partition, "cannot stop reading a partition");
+                    }
                 }
-            }
-            Wake::Heartbeat(gateway, Some(appended_at)) => engine.heartbeat(&gateway, appended_at, now, out),
-            Wake::Heartbeat(gateway, None) => engine.gateway_removed(&gateway, now, out),
-            Wake::CaughtUp(Source::Reports, partition, _) => self.positions_restored(partition, stop),
-            Wake::CaughtUp(source, partition, generation) => {
-                if self.readers.is_current(partition, generation) && self.ownership.caught_up(source, partition) {
-                    tracing::debug!(partition, "restored");
+                Action::Claim(partitions) => {
+                    if let Some(membership) = &self.membership {
+                        membership.claim(partitions);
+                    }
                 }
-            }
-            Wake::Membership(event) => {
-                tracing::debug!(?event, "membership");
-                self.assigned |= matches!(event, MembershipEvent::Gained(_));
-                let actions = self.ownership.membership(&event, self.now_ms());
-                self.act(actions);
+                Action::Watch(partitions) => {
+                    if let Some(membership) = &self.membership {
+                        membership.watch(partitions);
+                    }
+                }
+                Action::Send(batch) => {
+                    let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
+                    self.outbox.send(&topic, &batch);
+                }
+                Action::EndSession(partition, user, gateway) => self.end_session(partition, user, &gateway),
+                Action::Quit(because) => self.broken = Some(because),
             }
         }
     }
 
-    /// Joins the group as soon as every position is there, not before: an owner must not tell from half of the truth.
-    fn positions_restored(&mut self, partition: i32, stop: &Stop) {
-        self.unrestored.remove(&partition);
-        if !self.unrestored.is_empty() || self.membership.is_some() {
-            return;
-        }
+    fn join(&mut self, stop: &Stop) {
         let restored_ms = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(restored_ms, users = self.engine.counts().users_with_position, "positions restored");
+        tracing::info!(restored_ms, users = self.decider.counts().users_with_position, "positions restored");
         let wakes = self.wakes.clone();
         let joined =
             Membership::join(&self.kafka, GROUP, self.kafka.topics.friend_lists(), stop.clone(), move |event| {
@@ -199,98 +213,11 @@ impl Drive {
         }
     }
 
-    fn act(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Read(partitions) => {
-                    if let Err(error) = self.readers.add(&partitions) {
-                        self.broken = Some(format!("cannot read the partitions {partitions:?}: {error}"));
-                    }
-                }
-                Action::Claim(partitions) => {
-                    if let Some(membership) = &self.membership {
-                        membership.claim(partitions);
-                    }
-                }
-                Action::Serve(partition, epoch) => {
-                    // What was packed so far belongs to the epoch before.
-                    self.pack();
-                    self.epochs.insert(partition, epoch);
-                    self.engine.serve(partition, TimestampMs::now(), &mut self.notices);
-                    tracing::info!(partition, epoch = epoch.0, "serving");
-                }
-                Action::Forget(partition) => {
-                    self.pack();
-                    self.engine.forget(partition);
-                    self.epochs.remove(&partition);
-                    if let Err(error) = self.readers.remove(partition) {
-                        tracing::error!(%error, partition, "cannot stop reading a partition");
-                    }
-                    tracing::info!(partition, "no longer serving");
-                }
-                Action::Watch(partitions) => {
-                    if let Some(membership) = &self.membership {
-                        membership.watch(partitions);
-                    }
-                }
-            }
-        }
-    }
-
-    fn tick(&mut self) {
-        self.engine.tick(TimestampMs::now(), &mut self.notices);
-        let actions = self.ownership.tick(self.now_ms());
-        self.act(actions);
-        let counts = self.engine.counts();
-        self.outbox.set_gateways_alive(counts.gateways_alive);
-        for (what, count) in [
-            ("positions", counts.users_with_position),
-            ("viewers", counts.viewers_connected),
-            ("edges", counts.edges_indexed),
-            ("lists", counts.lists_held),
-            ("gateways", counts.gateways_alive),
-            ("partitions", self.epochs.len()),
-        ] {
-            #[expect(clippy::cast_precision_loss, reason = "counts of things in memory are far below 2^52")]
-            metrics::gauge!("nearby_processor_state", "of" => what).set(count as f64);
-        }
-        if !self.unrestored.is_empty() {
-            let missing = self.unrestored.len();
-            self.readiness.not_ready("processor", format!("restoring positions: {missing} partitions to go"));
-        } else if self.ownership.unserved() > 0 {
-            let missing = self.ownership.unserved();
-            self.readiness.not_ready("processor", format!("restoring viewers: {missing} partitions to go"));
-        } else if self.assigned {
-            self.readiness.ready("processor");
-        } else {
-            self.readiness.not_ready("processor", "joining the group");
-        }
-    }
-
-    /// Notices that got lost are replaced by snapshots.
-    fn make_good(&mut self) {
-        for (gateway, viewer) in self.outbox.take_unacknowledged() {
-            let gateway = self.engine.gateway_id(gateway).clone();
-            self.engine.snapshot_again(viewer, &gateway, TimestampMs::now(), &mut self.notices);
-        }
-    }
-
-    fn end_sessions_of_lost_gateways(&mut self) {
+    fn end_session(&self, partition: i32, user: UserId, gateway: &GatewayId) {
+        let key = Some(Session::key(user, gateway).into_bytes());
         let topic = self.kafka.topics.sessions();
-        for (partition, user, gateway) in self.engine.stale_sessions(SESSION_OF_LOST_GATEWAY_MAX_MS) {
-            let key = Some(Session::key(user, &gateway).into_bytes());
-            let tombstone = Outgoing { topic: topic.clone(), partition: Some(partition), key, ..Outgoing::default() };
-            // Not waited for: whatever fails is found again at the next cleaning.
-            drop(self.appender.append_one(tombstone));
-        }
-    }
-
-    fn pack(&mut self) {
-        metrics::counter!("nearby_processor_notices_total").increment(self.notices.len() as u64);
-        self.outbox.pack(&self.engine, &self.epochs, &mut self.notices);
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let tombstone = Outgoing { topic, partition: Some(partition), key, ..Outgoing::default() };
+        // Not waited for: whatever fails is found again at the next cleaning.
+        drop(self.appender.append_one(tombstone));
     }
 }

@@ -1,15 +1,18 @@
 //! Kafka around the engine: hears every report, owns the viewers of some partitions, and tells their gateways.
 //!
-//! One thread drives the engine; it alone decides, and everything that can wake it is one [`wake::Wake`]. Readers decode on
-//! threads of their own. Which partitions are owned, and under which epoch, is decided by the pure [`ownership`] machine.
+//! One thread drives the pure [`decider`], which holds the engine; everything that can wake it is one [`wake::Wake`]. Readers
+//! decode on threads of their own. Which partitions are owned, and under which epoch, is decided by the [`ownership`] machine.
 //! There is no durable state: after a start the log is read again (positions first, then the group is joined).
 
 mod batch_interval;
+pub mod decider;
 mod drive;
 mod outbox;
 pub mod ownership;
+pub mod packing;
 mod readers;
-mod wake;
+pub mod records;
+pub mod wake;
 
 use nearby_engine::EngineSettings;
 use nearby_service::health::Readiness;

@@ -21,16 +21,16 @@ pub const LINGER_MAX_MS: u64 = 120_000;
 /// A refused claim is tried again after so long.
 const CLAIM_RETRY_MS: u64 = 500;
 
-/// What is to be done.
+/// What follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Step {
     /// Read the lists and sessions of these partitions from the beginning.
     Read(Vec<i32>),
     /// Commit a new epoch for these partitions.
     Claim(Vec<i32>),
     /// Tell the viewers of the partition, from now on under this epoch.
     Serve(i32, Epoch),
-    /// Stop reading the partition and forget its lists and sessions.
+    /// Forget the partition, and stop reading it.
     Forget(i32),
     /// Watch the committed epochs of these partitions and no others.
     Watch(BTreeSet<i32>),
@@ -52,7 +52,7 @@ pub struct Ownership {
 
 impl Ownership {
     /// The group or the coordinator said something.
-    pub fn membership(&mut self, event: &MembershipEvent, now_ms: u64) -> Vec<Action> {
+    pub fn membership(&mut self, event: &MembershipEvent, now_ms: u64) -> Vec<Step> {
         match event {
             MembershipEvent::Gained(partitions) => self.gained(partitions),
             MembershipEvent::Lost(partitions) => self.lost(partitions, now_ms),
@@ -89,7 +89,7 @@ impl Ownership {
     }
 
     /// Time passes; call it a few times a second.
-    pub fn tick(&mut self, now_ms: u64) -> Vec<Action> {
+    pub fn tick(&mut self, now_ms: u64) -> Vec<Step> {
         let mut retries = Vec::new();
         let mut given_up = Vec::new();
         for (partition, state) in &mut self.partitions {
@@ -102,11 +102,11 @@ impl Ownership {
                 _ => {}
             }
         }
-        let mut actions = self.forget(&given_up);
+        let mut steps = self.forget(&given_up);
         if !retries.is_empty() {
-            actions.push(Action::Claim(retries));
+            steps.push(Step::Claim(retries));
         }
-        actions
+        steps
     }
 
     /// Whether records of the partition's lists and sessions are wanted.
@@ -125,7 +125,7 @@ impl Ownership {
         self.partitions.is_empty()
     }
 
-    fn gained(&mut self, partitions: &[i32]) -> Vec<Action> {
+    fn gained(&mut self, partitions: &[i32]) -> Vec<Step> {
         let (mut read, mut claim) = (Vec::new(), Vec::new());
         for partition in partitions {
             match self.partitions.get(partition) {
@@ -142,18 +142,18 @@ impl Ownership {
                 Some(_) => {}
             }
         }
-        let mut actions = Vec::new();
+        let mut steps = Vec::new();
         if !read.is_empty() {
-            actions.push(Action::Read(read));
+            steps.push(Step::Read(read));
         }
         if !claim.is_empty() {
-            actions.push(Action::Claim(claim));
-            actions.push(self.watch());
+            steps.push(Step::Claim(claim));
+            steps.push(self.watch());
         }
-        actions
+        steps
     }
 
-    fn lost(&mut self, partitions: &[i32], now_ms: u64) -> Vec<Action> {
+    fn lost(&mut self, partitions: &[i32], now_ms: u64) -> Vec<Step> {
         let mut unserved = Vec::new();
         for partition in partitions {
             match self.partitions.get(partition) {
@@ -165,42 +165,42 @@ impl Ownership {
                 Some(State::Lingering { .. }) | None => {}
             }
         }
-        let mut actions = self.forget(&unserved);
-        actions.retain(|action| !matches!(action, Action::Watch(_)));
-        actions.push(self.watch());
-        actions
+        let mut steps = self.forget(&unserved);
+        steps.retain(|step| !matches!(step, Step::Watch(_)));
+        steps.push(self.watch());
+        steps
     }
 
-    fn claimed(&mut self, partition: i32, epoch: Epoch) -> Vec<Action> {
+    fn claimed(&mut self, partition: i32, epoch: Epoch) -> Vec<Step> {
         match self.partitions.get(&partition) {
             Some(State::Claiming { .. }) => {
                 self.partitions.insert(partition, State::Serving { epoch });
-                vec![Action::Serve(partition, epoch)]
+                vec![Step::Serve(partition, epoch)]
             }
             // Lost again in the meantime: the epoch is spent, which harms nobody.
             _ => Vec::new(),
         }
     }
 
-    fn forget(&mut self, partitions: &[i32]) -> Vec<Action> {
+    fn forget(&mut self, partitions: &[i32]) -> Vec<Step> {
         if partitions.is_empty() {
             return Vec::new();
         }
-        let mut actions = Vec::new();
+        let mut steps = Vec::new();
         for partition in partitions {
             self.partitions.remove(partition);
-            actions.push(Action::Forget(*partition));
+            steps.push(Step::Forget(*partition));
         }
-        actions.push(self.watch());
-        actions
+        steps.push(self.watch());
+        steps
     }
 
-    fn watch(&self) -> Action {
+    fn watch(&self) -> Step {
         let lingers = |(partition, state): (&i32, &State)| match state {
             State::Lingering { .. } => Some(*partition),
             _ => None,
         };
-        Action::Watch(self.partitions.iter().filter_map(lingers).collect())
+        Step::Watch(self.partitions.iter().filter_map(lingers).collect())
     }
 }
 
@@ -211,19 +211,19 @@ mod tests {
 
     fn serving(partition: i32, epoch: i64) -> Ownership {
         let mut ownership = Ownership::default();
-        assert_eq!(ownership.membership(&Gained(vec![partition]), 0), [Action::Read(vec![partition])]);
+        assert_eq!(ownership.membership(&Gained(vec![partition]), 0), [Step::Read(vec![partition])]);
         assert!(!ownership.caught_up(Source::Lists, partition));
         assert_eq!((ownership.unserved(), ownership.tick(0)), (1, vec![]), "half of it is no reason to claim");
         assert!(ownership.caught_up(Source::Sessions, partition));
-        assert_eq!(ownership.tick(0), [Action::Claim(vec![partition])]);
+        assert_eq!(ownership.tick(0), [Step::Claim(vec![partition])]);
         let served = ownership.membership(&Claimed(partition, Epoch(epoch)), 0);
-        assert_eq!(served, [Action::Serve(partition, Epoch(epoch))]);
+        assert_eq!(served, [Step::Serve(partition, Epoch(epoch))]);
         assert_eq!(ownership.unserved(), 0);
         ownership
     }
 
-    fn watch(partitions: &[i32]) -> Action {
-        Action::Watch(partitions.iter().copied().collect())
+    fn watch(partitions: &[i32]) -> Step {
+        Step::Watch(partitions.iter().copied().collect())
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(ownership.membership(&Lost(vec![3]), 0), [watch(&[3])]);
         assert!(ownership.holds(3) && !ownership.holds_nothing());
         assert_eq!(ownership.membership(&EpochSeen(3, Epoch(10)), 1), [], "its own epoch");
-        assert_eq!(ownership.membership(&EpochSeen(3, Epoch(11)), 2), [Action::Forget(3), watch(&[])]);
+        assert_eq!(ownership.membership(&EpochSeen(3, Epoch(11)), 2), [Step::Forget(3), watch(&[])]);
         assert!(!ownership.holds(3) && ownership.holds_nothing());
     }
 
@@ -241,23 +241,23 @@ mod tests {
         let mut ownership = serving(3, 10);
         ownership.membership(&Lost(vec![3]), 1_000);
         assert_eq!(ownership.tick(1_000 + LINGER_MAX_MS - 1), []);
-        assert_eq!(ownership.tick(1_000 + LINGER_MAX_MS), [Action::Forget(3), watch(&[])]);
+        assert_eq!(ownership.tick(1_000 + LINGER_MAX_MS), [Step::Forget(3), watch(&[])]);
     }
 
     #[test]
     fn regained_while_lingering_needs_a_new_epoch_but_no_restore() {
         let mut ownership = serving(3, 10);
         ownership.membership(&Lost(vec![3]), 0);
-        assert_eq!(ownership.membership(&Gained(vec![3]), 5), [Action::Claim(vec![3]), watch(&[])]);
+        assert_eq!(ownership.membership(&Gained(vec![3]), 5), [Step::Claim(vec![3]), watch(&[])]);
         assert_eq!(ownership.unserved(), 0, "the old epoch is still served");
-        assert_eq!(ownership.membership(&Claimed(3, Epoch(12)), 6), [Action::Serve(3, Epoch(12))]);
+        assert_eq!(ownership.membership(&Claimed(3, Epoch(12)), 6), [Step::Serve(3, Epoch(12))]);
     }
 
     #[test]
     fn lost_before_it_was_served_is_forgotten_at_once() {
         let mut ownership = Ownership::default();
         ownership.membership(&Gained(vec![1, 2]), 0);
-        assert_eq!(ownership.membership(&Lost(vec![1, 2]), 0), [Action::Forget(1), Action::Forget(2), watch(&[])]);
+        assert_eq!(ownership.membership(&Lost(vec![1, 2]), 0), [Step::Forget(1), Step::Forget(2), watch(&[])]);
         assert_eq!(ownership.membership(&Claimed(1, Epoch(5)), 0), [], "a late answer");
         assert!(!ownership.caught_up(Source::Lists, 1));
     }
@@ -270,10 +270,10 @@ mod tests {
             ownership.caught_up(Source::Sessions, partition);
             ownership.caught_up(Source::Lists, partition);
         }
-        assert_eq!(ownership.tick(0), [Action::Claim(vec![1, 2])], "one claim for both");
+        assert_eq!(ownership.tick(0), [Step::Claim(vec![1, 2])], "one claim for both");
         assert_eq!(ownership.membership(&ClaimRefused(1, "rebalance".into()), 100), []);
         assert_eq!(ownership.tick(100 + CLAIM_RETRY_MS - 1), []);
-        assert_eq!(ownership.tick(100 + CLAIM_RETRY_MS), [Action::Claim(vec![1])]);
+        assert_eq!(ownership.tick(100 + CLAIM_RETRY_MS), [Step::Claim(vec![1])]);
         assert_eq!(ownership.tick(10_000), [], "one claim at a time");
     }
 }

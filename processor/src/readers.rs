@@ -3,11 +3,10 @@
 //! An undecodable record is counted here. Exactly one reader of each topic also writes the dead letter: for `sessions` that is
 //! the partition's owner, here; for `location-events` and `friend-lists` it is the sink, and for `gateways` the ingest.
 
-use crate::wake::{Listed, Reported, Sessioned, Source, Wake};
+use crate::records::{Decoders, Raw};
+use crate::wake::{Reported, Source, Wake};
 use nearby_engine::EngineSettings;
-use nearby_schemas::codec::{Codec, DecodeError, Record};
-use nearby_schemas::partitioning::partition_of;
-use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
+use nearby_schemas::TimestampMs;
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
@@ -27,10 +26,8 @@ pub(crate) struct Readers {
     sessions: Reader,
     /// Partitions of `location-events`.
     pub partitions: i32,
-    /// Grows with every partition that is added, so that the end of an earlier reading is not taken for that of a later one.
+    /// Of the latest reading that began.
     generation: Arc<AtomicU64>,
-    /// The generation in which each owned partition was added.
-    added: BTreeMap<i32, u64>,
 }
 
 impl Readers {
@@ -44,33 +41,26 @@ impl Readers {
         stop: &Stop,
     ) -> Result<Readers, KafkaError> {
         hear_reports(kafka, partitions, engine, wakes.clone(), stop)?;
-        hear_heartbeats(kafka, wakes.clone(), stop)?;
+        hear_heartbeats(kafka, partitions, wakes.clone(), stop)?;
         let generation = Arc::new(AtomicU64::new(0));
         let wakes = Wakes { wakes: wakes.clone(), generation: Arc::clone(&generation) };
         let lists = hear_lists(kafka, partitions, wakes.clone(), stop)?;
         let sessions = hear_sessions(kafka, partitions, wakes, appender.clone(), stop)?;
-        Ok(Readers { lists, sessions, partitions, generation, added: BTreeMap::new() })
+        Ok(Readers { lists, sessions, partitions, generation })
     }
 
-    /// Reads lists and sessions of these partitions from the beginning.
-    pub fn add(&mut self, partitions: &[i32]) -> Result<(), KafkaError> {
-        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        self.added.extend(partitions.iter().map(|partition| (*partition, generation)));
+    /// Reads lists and sessions of these partitions from the beginning, in a reading of this generation.
+    pub fn add(&self, partitions: &[i32], generation: u64) -> Result<(), KafkaError> {
+        self.generation.store(generation, Ordering::Release);
         let starts: Vec<(i32, Start)> = partitions.iter().map(|partition| (*partition, Start::Beginning)).collect();
         self.lists.add(&starts)?;
         self.sessions.add(&starts)
     }
 
     /// Reads a partition's lists and sessions no longer.
-    pub fn remove(&mut self, partition: i32) -> Result<(), KafkaError> {
-        self.added.remove(&partition);
+    pub fn remove(&self, partition: i32) -> Result<(), KafkaError> {
         let removed = self.lists.remove(&[partition]);
         self.sessions.remove(&[partition]).and(removed)
-    }
-
-    /// Whether news of this generation is about the reading that goes on now.
-    pub fn is_current(&self, partition: i32, generation: u64) -> bool {
-        self.added.get(&partition).is_some_and(|added| generation >= *added)
     }
 }
 
@@ -89,7 +79,7 @@ fn hear_reports(
     wakes: SyncSender<Wake>,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
-    let codec = Codec::<LocationEvent>::new();
+    let decoders = Decoders::new(partitions);
     let mut gathered = Vec::new();
     // Partitions that are not restored yet, with the offsets up to which they have to be read.
     let mut unrestored: Option<BTreeMap<i32, i64>> = None;
@@ -108,17 +98,7 @@ fn hear_reports(
         Reader::start(kafka, kafka.topics.location_events(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
             match read {
                 Read::Record(record) => {
-                    if let Some(event) = decode(&codec, record) {
-                        let time = record
-                            .timestamp()
-                            .to_millis()
-                            .map_or(event.reported_at, |appended| event.reported_at.min(TimestampMs(appended)));
-                        gathered.push(Reported {
-                            user: event.user_id,
-                            time,
-                            place: event.position.map(|at| at.place()),
-                        });
-                    }
+                    gathered.extend(counted(record, decoders.report(raw(record))));
                     caught_up(&wakes, &mut gathered, record.partition(), record.offset() + 1)
                 }
                 Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX),
@@ -139,39 +119,21 @@ fn hear_reports(
     reader.add(&starts)
 }
 
-fn hear_heartbeats(kafka: &Kafka, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
-    let codec = Codec::<GatewayHeartbeat>::new();
+fn hear_heartbeats(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
+    let decoders = Decoders::new(partitions);
     let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
         let Read::Record(record) = read else { return Ok(()) };
-        if record.payload().is_none() {
-            let key = record.key().and_then(|key| std::str::from_utf8(key).ok());
-            return match key.and_then(|key| GatewayId::new(key).ok()) {
-                Some(gateway) => send(&wakes, Wake::Heartbeat(gateway, None)),
-                None => Ok(()),
-            };
-        }
-        let Some(heartbeat) = decode(&codec, record) else { return Ok(()) };
-        let appended_at = TimestampMs(record.timestamp().to_millis().unwrap_or_default());
-        send(&wakes, Wake::Heartbeat(heartbeat.gateway, Some(appended_at)))
+        counted(record, decoders.heartbeat(raw(record))).map_or(Ok(()), |wake| send(&wakes, wake))
     })?;
     reader.add(&[(0, Start::Beginning)])
 }
 
 fn hear_lists(kafka: &Kafka, partitions: i32, wakes: Wakes, stop: &Stop) -> Result<Reader, KafkaError> {
-    let codec = Codec::<FriendList>::new();
+    let decoders = Decoders::new(partitions);
     let mut gathered = Vec::new();
     Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => {
-            let list = if record.payload().is_some() {
-                decode(&codec, record).map(|list| (list.user_id, Some(list.friends)))
-            } else {
-                key_of(record).and_then(|key| key.parse().ok()).map(|viewer| (viewer, None))
-            };
-            if let Some((viewer, friends)) = list
-                && belongs(viewer, record, partitions)
-            {
-                gathered.push(Listed { partition: record.partition(), viewer, friends });
-            }
+            gathered.extend(counted(record, decoders.list(raw(record))));
             Ok(())
         }
         other => hand_on(&wakes, &other, &mut gathered, Source::Lists, Wake::Lists),
@@ -185,15 +147,13 @@ fn hear_sessions(
     appender: Appender,
     stop: &Stop,
 ) -> Result<Reader, KafkaError> {
-    let codec = Codec::<Session>::new();
+    let decoders = Decoders::new(partitions);
     let dead_letters = kafka.topics.dead_letters();
     let mut gathered = Vec::new();
     Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => {
-            match session(&codec, record, partitions) {
-                Ok((user, gateway, ask)) => {
-                    gathered.push(Sessioned { partition: record.partition(), user, gateway, ask });
-                }
+            match decoders.session(raw(record)) {
+                Ok(session) => gathered.push(session),
                 // Not waited for: the next record goes on, and a lost dead letter is in the producer's log.
                 Err(reason) => drop(bury(&appender, dead_letters.clone(), record, &reason)),
             }
@@ -223,50 +183,20 @@ fn hand_on<T>(
     }
 }
 
-fn session(
-    codec: &Codec<Session>,
-    record: &BorrowedMessage<'_>,
-    partitions: i32,
-) -> Result<(UserId, GatewayId, Option<i64>), String> {
-    let session = match record.payload() {
-        Some(payload) => {
-            let session = codec.decode(payload).map_err(|error| error.to_string())?;
-            (session.user_id, session.gateway, Some(session.ask))
-        }
-        None => {
-            let key = key_of(record).and_then(Session::parse_key).ok_or("a tombstone whose key is not user/gateway")?;
-            (key.0, key.1, None)
-        }
-    };
-    let home = partition_of(session.0, partitions);
-    if home != record.partition() {
-        return Err(format!("the user belongs on partition {home}"));
-    }
-    Ok(session)
+fn raw<'a>(record: &'a BorrowedMessage<'_>) -> Raw<'a> {
+    let appended_at = record.timestamp().to_millis().map(TimestampMs);
+    Raw { partition: record.partition(), key: record.key(), value: record.payload(), appended_at }
 }
 
-/// Whether the record is where the Java client's partitioner puts its user; elsewhere it would have a second owner.
-fn belongs(user: UserId, record: &BorrowedMessage<'_>, partitions: i32) -> bool {
-    let home = partition_of(user, partitions);
-    if home != record.partition() {
-        count_undecodable(record, &format!("the user belongs on partition {home}"));
-    }
-    home == record.partition()
-}
-
-fn decode<R: Record>(codec: &Codec<R>, record: &BorrowedMessage<'_>) -> Option<R> {
-    let decoded = record.payload().ok_or(DecodeError::NotSingleObject).and_then(|payload| codec.decode(payload));
-    decoded.map_err(|error| count_undecodable(record, &error.to_string())).ok()
+/// Takes what was decoded, or counts what could not be.
+fn counted<T>(record: &BorrowedMessage<'_>, decoded: Result<T, String>) -> Option<T> {
+    decoded.map_err(|reason| count_undecodable(record, &reason)).ok()
 }
 
 fn count_undecodable(record: &BorrowedMessage<'_>, reason: &str) {
     metrics::counter!("nearby_undecodable_records_total", "topic" => record.topic().to_owned()).increment(1);
     let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());
     tracing::warn!(topic, partition, offset, reason, "undecodable record");
-}
-
-fn key_of<'a>(record: &'a BorrowedMessage<'_>) -> Option<&'a str> {
-    record.key().and_then(|key| std::str::from_utf8(key).ok())
 }
 
 fn send(wakes: &SyncSender<Wake>, wake: Wake) -> Result<(), reader::Closed> {

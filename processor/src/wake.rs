@@ -9,27 +9,36 @@ const WAITING_MAX: usize = 256;
 
 /// A report, as the engine takes it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reported {
+pub struct Reported {
+    /// Who.
     pub user: UserId,
     /// min(reported, appended), rule R2.
     pub time: TimestampMs,
+    /// Where; none: stopped sharing.
     pub place: Option<Place>,
 }
 
 /// A friend list or its tombstone.
 #[derive(Debug)]
-pub(crate) struct Listed {
+pub struct Listed {
+    /// Of the viewer.
     pub partition: i32,
+    /// Whose list.
     pub viewer: UserId,
+    /// All whom the viewer may see; none in a tombstone.
     pub friends: Option<Vec<UserId>>,
 }
 
 /// A session or its tombstone.
 #[derive(Debug)]
-pub(crate) struct Sessioned {
+pub struct Sessioned {
+    /// Of the user.
     pub partition: i32,
+    /// Who is connected.
     pub user: UserId,
+    /// Where.
     pub gateway: GatewayId,
+    /// Grows when a snapshot is wanted; none in a tombstone.
     pub ask: Option<i64>,
 }
 
@@ -46,14 +55,18 @@ pub enum Source {
 
 /// What wakes the engine.
 #[derive(Debug)]
-pub(crate) enum Wake {
+pub enum Wake {
+    /// Reports, in the order of their partitions.
     Reports(Vec<Reported>),
+    /// Friend lists.
     Lists(Vec<Listed>),
+    /// Session records.
     Sessions(Vec<Sessioned>),
     /// A gateway's heartbeat with its append time, or its tombstone.
     Heartbeat(GatewayId, Option<TimestampMs>),
     /// A partition was read to its end, in the reading that has this generation.
     CaughtUp(Source, i32, u64),
+    /// The group or its coordinator said something.
     Membership(MembershipEvent),
 }
 

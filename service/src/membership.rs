@@ -194,7 +194,7 @@ fn try_claim<F: Fn(MembershipEvent) + Send + Sync>(
     let now = TimestampMs::now();
     let epochs: Vec<(i32, Epoch)> = committed_epochs(consumer, topic, partitions)?
         .into_iter()
-        .map(|(partition, committed)| (partition, Epoch(now.0.max(committed.0.saturating_add(1)))))
+        .map(|(partition, committed)| (partition, next_epoch(committed, now)))
         .collect();
     let mut list = TopicPartitionList::new();
     for (partition, epoch) in &epochs {
@@ -204,6 +204,11 @@ fn try_claim<F: Fn(MembershipEvent) + Send + Sync>(
     }
     consumer.commit(&list, CommitMode::Sync)?;
     Ok(epochs)
+}
+
+/// The epoch of a new owner: greater than the committed one, and than any of a group that was forgotten meanwhile.
+pub fn next_epoch(committed: Epoch, now: TimestampMs) -> Epoch {
+    Epoch(now.0.max(committed.0.saturating_add(1)))
 }
 
 /// Epochs in the group's committed metadata; 0 where there is none.

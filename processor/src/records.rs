@@ -1,0 +1,113 @@
+//! Records of the log, as the engine takes them. Pure: bytes in, or the reason why not.
+
+use crate::wake::{Listed, Reported, Sessioned, Wake};
+use nearby_schemas::codec::{Codec, DecodeError, Record};
+use nearby_schemas::partitioning::partition_of;
+use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
+
+/// A record that was read, but for its offset, which nobody here needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Raw<'a> {
+    /// Where it was.
+    pub partition: i32,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; none in a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// When the broker appended it, in topics where the broker says so.
+    pub appended_at: Option<TimestampMs>,
+}
+
+/// Reads the records of all topics, in a cluster with so many partitions of users.
+pub struct Decoders {
+    partitions: i32,
+    reports: Codec<LocationEvent>,
+    lists: Codec<FriendList>,
+    sessions: Codec<Session>,
+    heartbeats: Codec<GatewayHeartbeat>,
+}
+
+impl Decoders {
+    /// Building them parses every known schema: once per thread.
+    pub fn new(partitions: i32) -> Decoders {
+        let (reports, lists) = (Codec::new(), Codec::new());
+        Decoders { partitions, reports, lists, sessions: Codec::new(), heartbeats: Codec::new() }
+    }
+
+    /// A record of `location-events`. Its time is min(reported, appended), rule R2. Users may report on any partition: where
+    /// they do decides about order alone.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn report(&self, raw: Raw<'_>) -> Result<Reported, String> {
+        let event = decode(&self.reports, raw.value)?;
+        let time = raw.appended_at.map_or(event.reported_at, |appended_at| event.reported_at.min(appended_at));
+        Ok(Reported { user: event.user_id, time, place: event.position.map(|at| at.place()) })
+    }
+
+    /// A record of `friend-lists`.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn list(&self, raw: Raw<'_>) -> Result<Listed, String> {
+        let (viewer, friends) = match raw.value {
+            Some(_) => {
+                let list = decode(&self.lists, raw.value)?;
+                (list.user_id, Some(list.friends))
+            }
+            None => {
+                let key = text(raw.key).and_then(|key| key.parse().ok());
+                (key.ok_or("a tombstone whose key is no user")?, None)
+            }
+        };
+        self.belongs(viewer, raw.partition)?;
+        Ok(Listed { partition: raw.partition, viewer, friends })
+    }
+
+    /// A record of `sessions`.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn session(&self, raw: Raw<'_>) -> Result<Sessioned, String> {
+        let (user, gateway, ask) = match raw.value {
+            Some(_) => {
+                let session = decode(&self.sessions, raw.value)?;
+                (session.user_id, session.gateway, Some(session.ask))
+            }
+            None => {
+                let key = text(raw.key).and_then(Session::parse_key);
+                let (user, gateway) = key.ok_or("a tombstone whose key is not user/gateway")?;
+                (user, gateway, None)
+            }
+        };
+        self.belongs(user, raw.partition)?;
+        Ok(Sessioned { partition: raw.partition, user, gateway, ask })
+    }
+
+    /// A record of `gateways`.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn heartbeat(&self, raw: Raw<'_>) -> Result<Wake, String> {
+        if raw.value.is_none() {
+            let key = text(raw.key).and_then(|key| GatewayId::new(key).ok());
+            return Ok(Wake::Heartbeat(key.ok_or("a tombstone whose key is no gateway")?, None));
+        }
+        let heartbeat = decode(&self.heartbeats, raw.value)?;
+        Ok(Wake::Heartbeat(heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
+    }
+
+    /// A record has to be where the Java client's partitioner puts its user; elsewhere it would have a second owner.
+    fn belongs(&self, user: UserId, partition: i32) -> Result<(), String> {
+        let home = partition_of(user, self.partitions);
+        if home == partition { Ok(()) } else { Err(format!("the user belongs on partition {home}")) }
+    }
+}
+
+fn decode<R: Record>(codec: &Codec<R>, value: Option<&[u8]>) -> Result<R, String> {
+    value.ok_or(DecodeError::NotSingleObject).and_then(|value| codec.decode(value)).map_err(|error| error.to_string())
+}
+
+fn text(key: Option<&[u8]>) -> Option<&str> {
+    key.and_then(|key| std::str::from_utf8(key).ok())
+}
