@@ -4,7 +4,7 @@
 //! each socket an [`Outbox`]: not a queue but the set of friends whose newest state the socket has not sent yet. However
 //! slow a client is, an outbox never holds more than one entry per friend.
 
-use nearby_schemas::batch::{Event, LeftReason, SeenFriend, ViewerSnapshot};
+use nearby_schemas::batch::{Event, FriendMovedBatch, LeftReason, SeenFriend, ViewerSnapshot};
 use nearby_schemas::nearness::distance_dm;
 use nearby_schemas::{Epoch, Place, TimestampMs, UserId};
 use std::collections::BTreeMap;
@@ -173,6 +173,14 @@ impl Epochs {
         *newest = epoch.max(*newest);
         *newest == epoch
     }
+
+    /// The events of the sections that count, in order, and how many sections do not.
+    pub fn admitted<'a>(&mut self, batch: &'a FriendMovedBatch) -> (impl Iterator<Item = &'a Event> + use<'a>, usize) {
+        let sections = batch.sections.iter();
+        let admitted: Vec<_> = sections.filter(|section| self.admit(section.partition, section.epoch)).collect();
+        let stale = batch.sections.len() - admitted.len();
+        (admitted.into_iter().flat_map(|section| &section.events), stale)
+    }
 }
 
 /// Calls `tell` for each viewer that an event concerns, with what to do to it.
@@ -201,6 +209,7 @@ pub fn for_each_viewer(event: &Event, mut tell: impl FnMut(UserId, &dyn Fn(&mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearby_schemas::batch::{Section, ViewerMoved};
 
     const SOCKET: SocketId = SocketId(1);
     const HERE: Place = Place { lat_e7: 400_000_000, lon_e7: 0 };
@@ -308,5 +317,29 @@ mod tests {
         let admitted =
             [(3, 10), (3, 10), (4, 1), (3, 12), (3, 11), (3, 12)].map(|(p, epoch)| epochs.admit(p, Epoch(epoch)));
         assert_eq!(admitted, [true, true, true, true, false, true]);
+    }
+
+    #[test]
+    fn the_events_of_older_epochs_are_left_out() {
+        let moved = |viewer| Event::ViewerMoved(ViewerMoved { viewer: UserId(viewer), lat_e7: 0, lon_e7: 0 });
+        let section = |partition, epoch, viewers: &[i64]| Section {
+            partition,
+            epoch: Epoch(epoch),
+            events: viewers.iter().copied().map(moved).collect(),
+        };
+        let sections = vec![
+            section(3, 12, &[1, 2]),
+            section(4, 5, &[3]),
+            section(3, 11, &[4]),
+            section(3, 12, &[5]),
+            section(4, 4, &[6]),
+        ];
+        let batch = FriendMovedBatch { emitted_at: TimestampMs(5), sections };
+        let mut epochs = Epochs::default();
+        let (events, stale) = epochs.admitted(&batch);
+        assert_eq!((events.cloned().collect::<Vec<_>>(), stale), ([1, 2, 3, 5].map(moved).to_vec(), 2));
+        let later = FriendMovedBatch { sections: vec![section(3, 11, &[7]), section(4, 6, &[8])], ..batch };
+        let (events, stale) = epochs.admitted(&later);
+        assert_eq!((events.cloned().collect::<Vec<_>>(), stale), (vec![moved(8)], 1), "epochs are remembered");
     }
 }

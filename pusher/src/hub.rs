@@ -1,15 +1,17 @@
 //! All viewers of one gateway, shared between the reader of its topic and the sockets.
 //!
 //! Viewers are spread over shards, so that a socket that takes its frame does not wait for the reader that fills another's.
-//! A session record is handed to the log while the shard is locked: the log's order is the order of what happened.
+//! A session record is handed to the log while the shard is locked: the log's order is the order of what happened. Which
+//! record that is, [`sessions`](crate::sessions) decides.
 
-use crate::delivery::{Epochs, Outgoing, Shown, SocketId, Viewer, for_each_viewer};
+use crate::delivery::{Epochs, Outgoing, Shown, SocketId, for_each_viewer};
+use crate::sessions::Sessions;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Acknowledged, Appender, Outgoing as Record};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -26,7 +28,7 @@ pub struct Hub {
     partitions: i32,
     appender: Appender,
     codec: Codec<Session>,
-    shards: Vec<Mutex<HashMap<UserId, Entry>>>,
+    shards: Vec<Mutex<Sessions>>,
     epochs: Mutex<Epochs>,
     next_socket: AtomicU64,
     sockets: AtomicUsize,
@@ -34,13 +36,6 @@ pub struct Hub {
     unwritten: AtomicUsize,
     /// Users whose session record was not acknowledged.
     unacknowledged: Mutex<BTreeSet<UserId>>,
-}
-
-#[derive(Default)]
-struct Entry {
-    viewer: Viewer,
-    ask: i64,
-    wakers: Vec<(SocketId, Arc<Notify>)>,
 }
 
 /// A client's connection; its end ends the session, if it was the user's last.
@@ -104,14 +99,8 @@ impl Hub {
         let wake = Arc::new(Notify::new());
         {
             let mut shard = self.shard(user);
-            let entry = shard.entry(user).or_default();
-            let known = entry.viewer.connect(socket);
-            entry.wakers.push((socket, Arc::clone(&wake)));
-            if known {
-                wake.notify_one();
-            } else if entry.wakers.len() == 1 {
-                entry.ask = next_ask(entry.ask);
-                self.write_session(user, Some(entry.ask));
+            if let Some(ask) = shard.connect(user, socket, Arc::clone(&wake), TimestampMs::now()) {
+                self.write_session(user, Some(ask));
             }
         }
         self.sockets.fetch_add(1, Ordering::Relaxed);
@@ -120,10 +109,7 @@ impl Hub {
 
     fn disconnect(self: &Arc<Self>, connection: &Connection) {
         let mut shard = self.shard(connection.user);
-        let Some(entry) = shard.get_mut(&connection.user) else { return };
-        entry.wakers.retain(|(socket, _)| *socket != connection.socket);
-        if entry.viewer.disconnect(connection.socket) {
-            shard.remove(&connection.user);
+        if shard.disconnect(connection.user, connection.socket) {
             self.write_session(connection.user, None);
         }
         self.sockets.fetch_sub(1, Ordering::Relaxed);
@@ -131,34 +117,25 @@ impl Hub {
 
     /// What the connection has to send now.
     pub fn take(&self, connection: &Connection) -> Option<Outgoing> {
-        self.shard(connection.user).get_mut(&connection.user)?.viewer.take(connection.socket)
+        self.shard(connection.user).take(connection.user, connection.socket)
     }
 
     /// All that a connected user sees, once that is known.
     pub fn view(&self, user: UserId) -> Option<Vec<(UserId, Shown)>> {
-        self.shard(user).get(&user)?.viewer.view()
+        self.shard(user).view(user)
     }
 
     /// Takes in what the processors emit and wakes the sockets concerned. Viewers who are not here (any more) are passed over.
     pub fn apply(&self, batch: &FriendMovedBatch) {
+        let (events, stale) = self.epochs.lock().unwrap_or_else(PoisonError::into_inner).admitted(batch);
+        metrics::counter!("nearby_pusher_stale_sections_total").increment(stale as u64);
         let mut applied = 0;
-        for section in &batch.sections {
-            let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
-            let admitted = epochs.admit(section.partition, section.epoch);
-            drop(epochs);
-            if !admitted {
-                metrics::counter!("nearby_pusher_stale_sections_total").increment(1);
-                continue;
-            }
-            for event in &section.events {
-                for_each_viewer(event, |user, change| {
-                    if let Some(entry) = self.shard(user).get_mut(&user) {
-                        change(&mut entry.viewer);
-                        entry.wakers.iter().for_each(|(_, wake)| wake.notify_one());
-                        applied += 1;
-                    }
-                });
-            }
+        for event in events {
+            for_each_viewer(event, |user, change| {
+                if self.shard(user).change(user, change) {
+                    applied += 1;
+                }
+            });
         }
         metrics::counter!("nearby_pusher_notices_total").increment(applied);
     }
@@ -167,9 +144,8 @@ impl Hub {
     pub fn ask_all(self: &Arc<Self>) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (user, entry) in shard.iter_mut() {
-                entry.ask = next_ask(entry.ask);
-                self.write_session(*user, Some(entry.ask));
+            for (user, ask) in shard.ask_all(TimestampMs::now()) {
+                self.write_session(user, Some(ask));
             }
         }
     }
@@ -199,7 +175,7 @@ impl Hub {
         })
     }
 
-    fn shard(&self, user: UserId) -> MutexGuard<'_, HashMap<UserId, Entry>> {
+    fn shard(&self, user: UserId) -> MutexGuard<'_, Sessions> {
         let index = usize::try_from(user.0.unsigned_abs() % SHARDS as u64).unwrap_or(0);
         self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,12 +189,7 @@ async fn write_again(hub: Weak<Hub>) {
         let users = std::mem::take(&mut *hub.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner));
         for user in users {
             let shard = hub.shard(user);
-            hub.write_session(user, shard.get(&user).map(|entry| entry.ask));
+            hub.write_session(user, shard.session(user));
         }
     }
-}
-
-/// Grows with every call; the clock makes it grow over a session that was ended and opened again, too.
-fn next_ask(ask: i64) -> i64 {
-    TimestampMs::now().0.max(ask + 1)
 }

@@ -2,7 +2,8 @@
 //!
 //! Its life in the log: it creates its topic `friend-moved-<gateway>`, beats every 5 s in `gateways`, writes a record in
 //! `sessions` for every user who is connected, and takes all that back when it ends in order. The pure heart is
-//! [`delivery`]; [`hub`] shares it between the topic's reader and the sockets.
+//! [`delivery`], what clients are told, and [`sessions`], what the log is told; [`hub`] shares both between the topic's
+//! reader and the sockets.
 
 mod client_frame;
 pub mod delivery;
@@ -13,6 +14,7 @@ mod heartbeat;
 mod hub;
 mod listener;
 mod polling;
+pub mod sessions;
 mod stream;
 
 pub use crate::frames::Rules;

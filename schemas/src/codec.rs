@@ -11,6 +11,8 @@ use apache_avro::{Schema, from_value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 const MARKER: [u8; 2] = [0xC3, 0x01];
 const CONFLUENT_MAGIC: u8 = 0;
@@ -78,7 +80,7 @@ struct OlderSchema {
 }
 
 impl<R: Record> Codec<R> {
-    /// Parses the schemas. They live as long as the process, as the readers borrow them.
+    /// Parses the schemas, unless that was done before.
     ///
     /// # Panics
     /// If a schema of this crate does not parse, which the tests rule out.
@@ -162,8 +164,14 @@ fn split(bytes: &[u8]) -> Result<([u8; FINGERPRINT_BYTES], &[u8]), DecodeError> 
     Ok((*fingerprint, datum))
 }
 
-fn parse(text: &str) -> &'static Schema {
-    Box::leak(Box::new(Schema::parse_str(text).expect("schemas of this crate parse")))
+/// Each schema is parsed once and lives as long as the process.
+fn parse(text: &'static str) -> &'static Schema {
+    static PARSED: Mutex<BTreeMap<&str, &Schema>> = Mutex::new(BTreeMap::new());
+    let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    parsed.entry(text).or_insert_with(|| {
+        let schema = Schema::parse_str(text).expect("schemas of this crate parse");
+        Box::leak(Box::new(schema))
+    })
 }
 
 /// CRC-64-AVRO of the schema's Parsing Canonical Form, as it stands in the header.
