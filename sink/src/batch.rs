@@ -48,6 +48,11 @@ impl Item {
     pub fn content(&self) -> Option<&Content> {
         self.record.content.as_ref().ok()
     }
+
+    /// Why it is a dead letter, if it is one and Kafka has not acknowledged it.
+    pub fn unburied(&self) -> Option<&str> {
+        if self.buried { None } else { self.record.content.as_ref().err().map(String::as_str) }
+    }
 }
 
 /// What became of a record.

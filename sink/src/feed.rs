@@ -85,12 +85,5 @@ fn hand_on(sender: &mpsc::Sender<Fed>, gathered: &mut Vec<Record>) -> Result<(),
 
 fn record(decoder: &Decoder, message: &BorrowedMessage<'_>) -> Record {
     let appended_at = message.timestamp().to_millis().map_or_else(TimestampMs::now, TimestampMs);
-    Record {
-        partition: message.partition(),
-        offset: message.offset(),
-        appended_at,
-        key: message.key().map(<[u8]>::to_vec),
-        value: message.payload().map(<[u8]>::to_vec),
-        content: decoder.decode(message.partition(), message.key(), message.payload(), appended_at),
-    }
+    decoder.decode(message.partition(), message.offset(), message.key(), message.payload(), appended_at)
 }

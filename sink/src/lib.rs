@@ -5,6 +5,7 @@
 //! those that it read. So crashes, rebalances and two sinks that both believe to own a partition lose and double nothing.
 //!
 //! - [`batch`]: what is written next and how offsets move; pure.
+//! - [`course`]: what is done next, and what follows from how it went; pure.
 //! - [`record`]: what a record means, [`copy`]: rows as bytes; pure.
 //! - [`database`]: the way in and the migrations, [`days`]: partitions of the history, [`write`](mod@write): the transaction.
 //! - [`feed`]: records out of Kafka, [`pipeline`]: the loop, one for each of the two topics.
@@ -14,6 +15,7 @@
 
 pub mod batch;
 pub mod copy;
+pub mod course;
 pub mod database;
 pub mod days;
 mod error;

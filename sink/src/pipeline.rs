@@ -1,9 +1,10 @@
-//! From one topic into the database: the loop around a [`Batcher`].
+//! From one topic into the database: the loop that does what a [`Course`] says.
 //!
 //! There is at most one transaction at a time, and nothing is thrown away until the database has it: while Postgres is
 //! away the batcher fills, then the feed's channel, then librdkafka's queue, and then reading rests.
 
-use crate::batch::{Attempt, Batcher, Gap, Rebase, Refusal};
+use crate::batch::{Attempt, Gap};
+use crate::course::{Course, Follows, Outcome, Work};
 use crate::database::Database;
 use crate::error::SinkError;
 use crate::feed::{Fed, Feed};
@@ -20,16 +21,11 @@ use nearby_service::kafka::Kafka;
 use nearby_service::membership::{Membership, MembershipEvent};
 use rdkafka::Timestamp;
 use rdkafka::message::OwnedMessage;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Waiting times between attempts while the database or the broker is away.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How often a sink with nothing to do makes sure that the database is still there.
-const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long anything may take in the database; after that the connection is given up.
 const DATABASE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -59,14 +55,9 @@ pub struct Pipeline {
     membership: Option<Arc<Membership>>,
     events: mpsc::UnboundedReceiver<MembershipEvent>,
     lag: Lag,
-    batcher: Batcher,
-    /// Owned, but the offset that the database holds is not known yet.
-    unplaced: BTreeSet<i32>,
+    course: Course,
     feed: Option<Feed>,
     session: Option<Session>,
-    worked_at: Instant,
-    retry_at: Option<Instant>,
-    retry_after: Duration,
 }
 
 /// Everything that can wake the loop.
@@ -75,16 +66,6 @@ enum Wake {
     Member(Option<MembershipEvent>),
     Fed(Option<Fed>),
     Due,
-}
-
-/// Why a piece of work could not be done.
-enum Trouble {
-    /// It can be later.
-    Database(String),
-    /// It can be later.
-    Broker(String),
-    /// It can't.
-    Fatal(SinkError),
 }
 
 impl Pipeline {
@@ -100,22 +81,9 @@ impl Pipeline {
             Log::LocationEvents => topics.location_events(),
             Log::FriendLists => topics.friend_lists(),
         };
-        let batcher = Batcher::new(log.contiguous(), around.settings.rows_max(), around.settings.age_max());
-        Pipeline {
-            log,
-            lag: Lag::start(topic.clone()),
-            topic,
-            around,
-            membership,
-            events,
-            batcher,
-            unplaced: BTreeSet::new(),
-            feed: None,
-            session: None,
-            worked_at: Instant::now(),
-            retry_at: None,
-            retry_after: RETRY_MIN,
-        }
+        let course = Course::new(log, &around.settings, Instant::now());
+        let lag = Lag::start(topic.clone());
+        Pipeline { log, topic, around, membership, events, lag, course, feed: None, session: None }
     }
 
     /// Works until the stop signal, then writes what it holds.
@@ -131,8 +99,8 @@ impl Pipeline {
     }
 
     async fn wake(&mut self) -> Wake {
-        let due_at = self.due_at();
-        let has_room = self.batcher.has_room();
+        let due_at = self.course.due_at();
+        let has_room = self.course.batcher().has_room();
         let stop = self.around.stop.clone();
         tokio::select! {
             biased;
@@ -143,25 +111,15 @@ impl Pipeline {
         }
     }
 
-    fn due_at(&self) -> Instant {
-        let idle_until = self.worked_at + IDLE_CHECK_INTERVAL;
-        let due_at =
-            if self.unplaced.is_empty() { self.batcher.due_at().unwrap_or(idle_until) } else { self.worked_at };
-        self.retry_at.map_or(due_at, |retry_at| due_at.max(retry_at))
-    }
-
     fn follow(&mut self, event: MembershipEvent) -> Result<(), SinkError> {
         match event {
             MembershipEvent::Gained(partitions) => {
                 tracing::info!(topic = self.topic, ?partitions, "owned from now on");
-                self.unplaced.extend(partitions);
+                self.course.gained(partitions);
             }
             MembershipEvent::Lost(partitions) => {
                 tracing::info!(topic = self.topic, ?partitions, "owned no longer");
-                for partition in partitions {
-                    self.unplaced.remove(&partition);
-                    self.batcher.disown(partition);
-                }
+                self.course.lost(partitions);
                 self.restart_feed()?;
             }
             // A sink claims no epochs and watches none.
@@ -177,7 +135,7 @@ impl Pipeline {
         };
         let now = Instant::now();
         for record in records {
-            self.batcher.take(record, now).map_err(|Gap { partition, expected, found }| SinkError::Gap {
+            self.course.take(record, now).map_err(|Gap { partition, expected, found }| SinkError::Gap {
                 topic: self.topic.clone(),
                 partition,
                 expected,
@@ -190,124 +148,90 @@ impl Pipeline {
     /// Writes what waits as long as that works; what does not is still in the log.
     async fn flush(&mut self) -> Result<(), SinkError> {
         self.feed = None;
-        while !self.batcher.is_empty() && self.retry_at.is_none() {
+        while self.course.can_flush() {
             self.work().await?;
         }
         Ok(())
     }
 
-    /// One piece of work; if it has to wait, sets the time of the next try.
+    /// One piece of work, and what follows from it.
     async fn work(&mut self) -> Result<(), SinkError> {
-        let result = self.try_work().await;
-        self.worked_at = Instant::now();
-        let trouble = match result {
-            Ok(()) => {
-                self.around.readiness.ready(self.log.part());
-                (self.retry_at, self.retry_after) = (None, RETRY_MIN);
-                return Ok(());
+        let outcome = match self.course.next_work() {
+            Work::ReadOffsets => Outcome::OffsetsRead(self.read_offsets().await),
+            Work::Bury(attempt) => {
+                let letters = self.bury(&attempt).await;
+                Outcome::Buried(attempt, letters)
             }
-            Err(trouble) => trouble,
+            Work::Write(attempt) => {
+                let written = self.write(&attempt).await;
+                Outcome::Wrote(attempt, written)
+            }
+            Work::Check => Outcome::Checked(self.check().await),
         };
-        match trouble {
-            Trouble::Fatal(error) => return Err(error),
-            Trouble::Database(reason) => {
-                // Whatever state the connection is in, a new one is in none.
+        let follows = self.course.done(outcome, Instant::now())?;
+        let topic = &self.topic;
+        match follows {
+            Follows::Nothing => {}
+            Follows::Advanced => self.show(),
+            Follows::FeedRestarts => self.restart_feed()?,
+            Follows::Searching { rows, reason } => tracing::debug!(topic, rows, reason, "looking for a refused row"),
+            Follows::DatabaseAway { retry_after } => {
                 self.session = None;
-                let server = self.around.database.server();
-                tracing::warn!(topic = self.topic, server, reason, retry_after = ?self.retry_after, "Postgres is away");
-                self.around.readiness.not_ready(self.log.part(), format!("{server}: {reason}"));
+                let (server, reason) = (self.around.database.server(), self.course.away());
+                tracing::warn!(topic, server, reason, ?retry_after, "Postgres is away");
             }
-            Trouble::Broker(reason) => {
-                tracing::warn!(topic = self.topic, reason, "a dead letter was not acknowledged: trying again");
+            Follows::BrokerAway { reason } => {
+                tracing::warn!(topic, reason, "a dead letter was not acknowledged: trying again");
             }
         }
-        self.retry_at = Some(Instant::now() + self.retry_after);
-        self.retry_after = (self.retry_after * 2).min(RETRY_MAX);
+        let (readiness, part) = (&self.around.readiness, self.log.part());
+        match self.course.away() {
+            Some(reason) => readiness.not_ready(part, format!("{}: {reason}", self.around.database.server())),
+            None => readiness.ready(part),
+        }
         Ok(())
     }
 
-    async fn try_work(&mut self) -> Result<(), Trouble> {
-        if !self.unplaced.is_empty() {
-            self.place().await?;
-        }
-        if self.batcher.is_empty() {
-            return Ok(within(self.session().await?.check()).await?);
-        }
-        let attempt = self.batcher.attempt();
-        self.bury(&attempt).await?;
-        let started = Instant::now();
-        match self.write(&attempt).await {
-            Ok(Written::Rows(rows)) => {
-                self.count(&attempt, rows, started.elapsed());
-                self.batcher.written(&attempt);
-                self.show();
-                Ok(())
-            }
-            Ok(Written::Lost(partitions)) => self.rebase(&partitions).await,
-            Err(WriteError::Refused(reason)) => match self.batcher.refused(&attempt, reason.clone()) {
-                Refusal::Halved => {
-                    tracing::debug!(topic = self.topic, rows = attempt.count, reason, "looking for a refused row");
-                    Ok(())
-                }
-                Refusal::Found => Ok(()),
-                Refusal::NoCulprit => Err(Trouble::Database(reason)),
-            },
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Reads the offsets of partitions that are new here, and begins to read them.
-    async fn place(&mut self) -> Result<(), Trouble> {
+    async fn read_offsets(&mut self) -> Result<BTreeMap<i32, i64>, WriteError> {
         let topic = self.topic.clone();
         let held = within(self.session().await?.offsets(&topic)).await?;
-        for partition in std::mem::take(&mut self.unplaced) {
-            self.batcher.own(partition, held.get(&partition).copied());
+        for partition in self.course.overtaken() {
+            tracing::info!(topic, partition, next_offset = held.get(&partition), "another sink was first");
         }
-        self.restart_feed().map_err(Trouble::Fatal)
+        Ok(held)
     }
 
-    /// Reads again what the database holds for partitions where another sink was first.
-    async fn rebase(&mut self, partitions: &[i32]) -> Result<(), Trouble> {
-        let topic = self.topic.clone();
-        let held = within(self.session().await?.offsets(&topic)).await?;
-        let mut seek = false;
-        for partition in partitions {
-            let held = held.get(partition).copied();
-            tracing::info!(topic = self.topic, partition, next_offset = held, "another sink was first");
-            seek |= self.batcher.rebase(*partition, held) == Rebase::Seek;
-        }
-        if seek { self.restart_feed().map_err(Trouble::Fatal) } else { Ok(()) }
+    async fn check(&mut self) -> Result<(), WriteError> {
+        within(self.session().await?.check()).await
     }
 
-    /// The dead letters of an attempt have to be acknowledged before the offsets pass over them.
-    async fn bury(&mut self, attempt: &Attempt) -> Result<(), Trouble> {
-        let (topic, letters) = (&self.topic, self.around.kafka.topics.dead_letters());
-        let mut under_way = Vec::new();
-        for item in self.batcher.items_mut(attempt).filter(|item| !item.buried) {
-            if let Err(reason) = &item.record.content {
-                let message = original(topic, &item.record);
-                let acknowledged = dead_letters::bury(&self.around.appender, letters.clone(), &message, reason);
-                under_way.push((item, acknowledged));
-            }
+    /// Appends dead letters, all at once; which of them were acknowledged.
+    async fn bury(&self, attempt: &Attempt) -> Vec<Result<(), String>> {
+        let (appender, letters) = (&self.around.appender, self.around.kafka.topics.dead_letters());
+        let bury = |(record, reason): (&Record, &str)| {
+            dead_letters::bury(appender, letters.clone(), &original(&self.topic, record), reason)
+        };
+        let under_way: Vec<_> = self.course.letters(attempt).map(bury).collect();
+        let mut acknowledged = Vec::with_capacity(under_way.len());
+        for letter in under_way {
+            acknowledged.push(letter.await.map_err(|error| error.to_string()));
         }
-        let mut failed = Ok(());
-        for (item, acknowledged) in under_way {
-            match acknowledged.await {
-                Ok(()) => item.buried = true,
-                Err(error) => failed = Err(Trouble::Broker(error.to_string())),
-            }
-        }
-        failed
+        acknowledged
     }
 
     async fn write(&mut self, attempt: &Attempt) -> Result<Written, WriteError> {
+        let started = Instant::now();
         self.session().await?;
         let Some(session) = &mut self.session else { return Err(WriteError::Away("no connection".to_owned())) };
-        let items = || self.batcher.items(attempt);
+        let items = || self.course.batcher().items(attempt);
         if self.log == Log::LocationEvents {
             within(session.ensure_days(items(), TimestampMs::now())).await?;
         }
-        within(session.write(self.log, &self.topic, items(), &attempt.advances)).await
+        let written = within(session.write(self.log, &self.topic, items(), &attempt.advances)).await?;
+        if let Written::Rows(rows) = written {
+            self.count(attempt, rows, started.elapsed());
+        }
+        Ok(written)
     }
 
     async fn session(&mut self) -> Result<&mut Session, WriteError> {
@@ -320,14 +244,14 @@ impl Pipeline {
 
     fn restart_feed(&mut self) -> Result<(), SinkError> {
         self.feed = None;
-        let partitions = self.batcher.next_offsets();
+        let partitions = self.course.batcher().next_offsets();
         if !partitions.is_empty() {
             let (kafka, topic) = (&self.around.kafka, self.topic.clone());
             let decoder = Decoder::of(self.log, self.around.partitions);
             let feed = Feed::start(kafka, topic, decoder, &partitions, self.around.settings.backlog_max())?;
             self.feed = Some(feed);
         }
-        self.lag.follow(self.feed.as_ref().map(Feed::reader), self.batcher.held_offsets());
+        self.lag.follow(self.feed.as_ref().map(Feed::reader), self.course.batcher().held_offsets());
         Ok(())
     }
 
@@ -342,7 +266,7 @@ impl Pipeline {
 
     /// For people who look at the lag; nobody starts from there.
     fn show(&self) {
-        let held = self.batcher.held_offsets();
+        let held = self.course.batcher().held_offsets();
         if let Some(membership) = &self.membership {
             membership.commit(held.clone());
         }
@@ -351,7 +275,7 @@ impl Pipeline {
 
     /// Kafka does not say which offset it refused: the one that is not between the ends of its partition.
     async fn out_of_log(&self, reason: String) -> SinkError {
-        let (topic, next_offsets) = (self.topic.clone(), self.batcher.next_offsets());
+        let (topic, next_offsets) = (self.topic.clone(), self.course.batcher().next_offsets());
         let reader = self.feed.as_ref().map(Feed::reader);
         let asked = tokio::task::spawn_blocking(move || {
             let reader = reader?;
@@ -369,15 +293,6 @@ impl Pipeline {
             }))
         });
         asked.await.ok().flatten().unwrap_or(SinkError::PartEnded("the search for a refused offset"))
-    }
-}
-
-impl From<WriteError> for Trouble {
-    fn from(error: WriteError) -> Trouble {
-        match error {
-            WriteError::Away(reason) | WriteError::Refused(reason) => Trouble::Database(reason),
-            WriteError::AlreadyInHistory(reason) => Trouble::Fatal(SinkError::AlreadyInHistory(reason)),
-        }
     }
 }
 

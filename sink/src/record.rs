@@ -90,8 +90,27 @@ impl Decoder {
         }
     }
 
-    /// What a record says, or why it is a dead letter.
+    /// A record with what it says, or why it is a dead letter.
     pub fn decode(
+        &self,
+        partition: i32,
+        offset: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        appended_at: TimestampMs,
+    ) -> Record {
+        let content = self.content(partition, key, value, appended_at);
+        Record {
+            partition,
+            offset,
+            appended_at,
+            key: key.map(<[u8]>::to_vec),
+            value: value.map(<[u8]>::to_vec),
+            content,
+        }
+    }
+
+    fn content(
         &self,
         partition: i32,
         key: Option<&[u8]>,
@@ -181,7 +200,7 @@ mod tests {
 
     fn decode(event: &LocationEvent) -> Result<Content, String> {
         let codec = Codec::<LocationEvent>::new();
-        Decoder::of(Log::LocationEvents, 1).decode(0, None, Some(&codec.encode(event)), NOW)
+        Decoder::of(Log::LocationEvents, 1).content(0, None, Some(&codec.encode(event)), NOW)
     }
 
     #[test]
@@ -215,10 +234,10 @@ mod tests {
     fn friend_lists_and_tombstones() {
         let list = FriendList { user_id: UserId(7), friends: vec![UserId(8)], changed_at: NOW };
         let bytes = Codec::<FriendList>::new().encode(&list);
-        let elsewhere = Decoder::of(Log::FriendLists, 16).decode(0, Some(b"7"), None, NOW);
+        let elsewhere = Decoder::of(Log::FriendLists, 16).content(0, Some(b"7"), None, NOW);
         assert_eq!(elsewhere, Err(format!("the user belongs on partition {}", partition_of(UserId(7), 16))));
         let decoder = Decoder::of(Log::FriendLists, 1);
-        let decode = |key: Option<&str>, value| decoder.decode(0, key.map(str::as_bytes), value, NOW);
+        let decode = |key: Option<&str>, value| decoder.content(0, key.map(str::as_bytes), value, NOW);
         assert_eq!(decode(Some("7"), Some(&bytes[..])), Ok(Content::Listed(list)));
         assert_eq!(decode(Some("7"), None), Ok(Content::Unlisted(UserId(7))));
         assert_eq!(decode(Some("8"), Some(&bytes[..])), Err("the key is not the user of the list".to_owned()));
