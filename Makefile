@@ -5,7 +5,10 @@ LISTEN ?= 127.0.0.1:8080
 # Recorded movement and its friend graph; not part of the project.
 RECORDED ?= ../shared/data/gowalla-nyc
 
-.PHONY: help demo build test test-unit check format deny advisories clean
+# Worlds that `make sim` runs.
+SEEDS ?= 1000
+
+.PHONY: help demo build test test-unit sim check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +27,9 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 
 test-unit: ## The tests that need nothing but cargo
 	cargo test --workspace
+
+sim: ## Simulate the whole pipeline: make sim SEEDS=10000
+	cargo run --release -p nearby-sim -- --seeds $(SEEDS)
 
 check: ## Formatting, lints, documentation
 	cargo fmt --all --check

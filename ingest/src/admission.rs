@@ -4,7 +4,7 @@
 //! What needs to know who is calling (scopes, rates) is decided in [`crate::reports`].
 
 use h3o::{LatLng, Resolution};
-use nearby_schemas::{FriendList, OutOfRange, Place, Position, TimestampMs, UserId};
+use nearby_schemas::{FriendList, LocationEvent, OutOfRange, Place, Position, Source, TimestampMs, UserId};
 use nearby_service::problem::{ItemError, Problem};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -33,6 +33,19 @@ pub struct Report {
     pub reported_at: Option<TimestampMs>,
     /// Where, already snapped if `precision` is `coarse`.
     pub position: Position,
+}
+
+impl Report {
+    /// Its record. What it does not say is the caller's, and the time of acceptance.
+    pub fn event(self, caller: UserId, source: Source, now: TimestampMs) -> LocationEvent {
+        LocationEvent {
+            user_id: self.user_id.unwrap_or(caller),
+            reported_at: self.reported_at.unwrap_or(now),
+            received_at: now,
+            position: Some(self.position),
+            source,
+        }
+    }
 }
 
 /// A field (empty: the item itself) and the stable code of what is wrong with it.

@@ -85,14 +85,7 @@ impl Reports {
             caller.require(SCOPE_INGEST_ANY).map_err(counted)?;
         }
         self.shared.rates.take(caller.user, own).map_err(counted)?;
-        let events = reports.into_iter().map(|report| LocationEvent {
-            user_id: report.user_id.unwrap_or(caller.user),
-            reported_at: report.reported_at.unwrap_or(now),
-            received_at: now,
-            position: Some(report.position),
-            source,
-        });
-        Ok(self.append(events))
+        Ok(self.append(reports.into_iter().map(|report| report.event(caller.user, source, now))))
     }
 
     /// The caller stops sharing. Counts as one report.

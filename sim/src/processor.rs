@@ -1,0 +1,382 @@
+//! A processor: the decider of production, and around it what `drive.rs` and `readers.rs` do with Kafka.
+
+use crate::agenda::Who;
+use crate::around::Around;
+use crate::broker::{Append, ProducerId, Topic};
+use crate::judge::{GATEWAY_LOST_AFTER_MS, RADIUS_M};
+use crate::member::Member;
+use nearby_engine::{EngineSettings, GatewayIndex};
+use nearby_processor::decider::{Action, Decider};
+use nearby_processor::packing::{Batch, viewers_of};
+use nearby_processor::records::Raw;
+use nearby_processor::wake::{Source, Wake};
+use nearby_schemas::{Session, UserId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// As in production.
+const TICK_MS: i64 = 200;
+const MAKE_GOOD_INTERVAL_MS: i64 = 1_000;
+const HANDOVER_MAX_MS: i64 = 5_000;
+/// Smaller than in production, so that it is hit.
+const WAITING_MAX: usize = 8;
+const RECORDS_AT_ONCE_MAX: i64 = 12;
+
+/// A machine that runs a processor.
+pub struct Processor {
+    number: usize,
+    /// Its wall clock is ahead by so much.
+    pub ahead_ms: i64,
+    run: Option<Run>,
+    /// When the next one starts, if none runs.
+    starts_at_ms: i64,
+    /// It stands still until then.
+    pub paused_until_ms: i64,
+    /// The engine's thread stands still until then.
+    pub stalled_until_ms: i64,
+}
+
+/// One life of the process.
+struct Run {
+    producer: ProducerId,
+    decider: Decider,
+    /// What the readers and the member have handed on.
+    inbox: VecDeque<Wake>,
+    /// Positions in `location-events`.
+    reports: BTreeMap<i32, Reading>,
+    /// Position in `gateways`.
+    heartbeats: i64,
+    lists: BTreeMap<i32, Reading>,
+    sessions: BTreeMap<i32, Reading>,
+    member: Option<Member>,
+    /// Batches on their way.
+    sent: BTreeMap<u64, Batch>,
+    next_token: u64,
+    unacknowledged: BTreeSet<(GatewayIndex, UserId)>,
+    next_tick_ms: i64,
+    next_make_good_ms: i64,
+    /// It was told to stop, and does at this time at the latest.
+    stops_by_ms: Option<i64>,
+    actions: Vec<Action>,
+}
+
+/// How far a partition was read.
+struct Reading {
+    next: i64,
+    /// Where it counts as read to the end; the end of the topic, if none.
+    end: Option<i64>,
+    generation: u64,
+    caught_up: bool,
+}
+
+impl Processor {
+    /// A machine whose processor is about to start.
+    pub fn new(number: usize, around: &mut Around) -> Processor {
+        let ahead_ms = around.dice.between(-400, 400);
+        let starts_at_ms = around.now_ms() + around.dice.between(0, 3_000);
+        around.agenda.wake(Who::Processor(number), starts_at_ms);
+        Processor { number, ahead_ms, run: None, starts_at_ms, paused_until_ms: 0, stalled_until_ms: 0 }
+    }
+
+    /// The process ends without a word, and another starts after a while.
+    pub fn crash(&mut self, around: &mut Around) {
+        let Some(run) = self.run.take() else { return };
+        around.broker.end_producer(run.producer, &mut around.dice);
+        self.restart(around);
+    }
+
+    /// The process is told to stop.
+    pub fn stop(&mut self, around: &mut Around) {
+        let now_ms = around.now_ms();
+        if let Some(run) = self.run.as_mut().filter(|run| run.stops_by_ms.is_none()) {
+            run.stops_by_ms = Some(now_ms + HANDOVER_MAX_MS);
+            if let Some(member) = &mut run.member {
+                member.leave(around, &mut run.inbox);
+            }
+        }
+    }
+
+    fn restart(&mut self, around: &mut Around) {
+        self.starts_at_ms = around.now_ms() + around.dice.between(0, 20_000);
+        (self.paused_until_ms, self.stalled_until_ms) = (0, 0);
+        around.agenda.wake(Who::Processor(self.number), self.starts_at_ms);
+    }
+
+    /// A few of the things that its threads do.
+    pub fn step(&mut self, around: &mut Around) {
+        let now_ms = around.now_ms();
+        if self.paused_until_ms > now_ms {
+            return around.agenda.wake(Who::Processor(self.number), self.paused_until_ms);
+        }
+        if self.run.is_none() {
+            if self.starts_at_ms > now_ms || around.broker.away {
+                return around.within(Who::Processor(self.number), (self.starts_at_ms - now_ms).max(500));
+            }
+            around.note(format_args!("processor {} starts", self.number));
+            self.run = Some(Run::start(Who::Processor(self.number), self.ahead_ms, around));
+        }
+        let Some(run) = &mut self.run else { return };
+        run.hear_answers(around);
+        if around.dice.chance(0.7) {
+            run.read(around);
+        }
+        if let Some(member) = &mut run.member
+            && member.when_next() <= now_ms
+        {
+            member.step(around, self.ahead_ms, &mut run.inbox);
+        }
+        let mut quits = false;
+        if self.stalled_until_ms <= now_ms {
+            quits = run.turn(self.ahead_ms, around);
+        }
+        let done = run.stops_by_ms.is_some_and(|by_ms| run.decider.holds_nothing() || by_ms <= now_ms);
+        if quits || done {
+            run.end(self.ahead_ms, around);
+            around.note(format_args!(
+                "processor {} ends, {}",
+                self.number,
+                if quits { "by itself" } else { "stopped" }
+            ));
+            if let Some(member) = run.member.as_mut() {
+                member.leave(around, &mut run.inbox);
+            }
+            self.run = None;
+            return self.restart(around);
+        }
+        let busy = run.has_work(around);
+        let next_ms = run.when_next().max(self.stalled_until_ms);
+        let who = Who::Processor(self.number);
+        if busy { around.soon(who) } else { around.agenda.wake(who, next_ms) }
+    }
+}
+
+impl Run {
+    fn start(who: Who, ahead_ms: i64, around: &mut Around) -> Run {
+        let settings = EngineSettings {
+            radius_m: RADIUS_M,
+            inactive_after_ms: around.plan.inactive_after_ms,
+            gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
+        };
+        let oldest = around.wall(ahead_ms).plus_ms(-settings.inactive_after_ms);
+        let reading = |partition| {
+            let next = around.broker.offset_at(Topic::LocationEvents, partition, oldest);
+            let end = Some(around.broker.ends(Topic::LocationEvents, partition).1);
+            (partition, Reading { next, end, generation: 0, caught_up: false })
+        };
+        let partitions = around.plan.partitions;
+        let reports = (0..partitions).map(reading).collect();
+        Run {
+            producer: around.broker.producer(who),
+            decider: Decider::new(settings, partitions),
+            inbox: VecDeque::new(),
+            reports,
+            heartbeats: 0,
+            lists: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            member: None,
+            sent: BTreeMap::new(),
+            next_token: 0,
+            unacknowledged: BTreeSet::new(),
+            next_tick_ms: around.now_ms(),
+            next_make_good_ms: around.now_ms(),
+            stops_by_ms: None,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Batches that were acknowledged, or not.
+    fn hear_answers(&mut self, around: &mut Around) {
+        for (token, acknowledged) in around.broker.answers(self.producer) {
+            let Some(batch) = self.sent.remove(&token).filter(|_| !acknowledged) else { continue };
+            match viewers_of(&around.batches, &batch.bytes) {
+                Ok(viewers) => {
+                    self.unacknowledged.extend(viewers.into_iter().map(|viewer| (batch.gateway, viewer)));
+                }
+                Err(error) => around.judge.blame(around.agenda.now_ms(), format!("a batch of ours: {error}")),
+            }
+        }
+    }
+
+    /// The readers' threads: some records of each topic.
+    fn read(&mut self, around: &mut Around) {
+        if self.inbox.len() >= WAITING_MAX {
+            return;
+        }
+        let inbox = &mut self.inbox;
+        let mut reports = Vec::new();
+        for (partition, reading) in &mut self.reports {
+            read_some(around, Topic::LocationEvents, *partition, reading, |around, raw| {
+                reports.extend(around.decoders.report(raw));
+            });
+            if reading.ends_now(around, Topic::LocationEvents, *partition) {
+                inbox.push_back(Wake::Reports(std::mem::take(&mut reports)));
+                inbox.push_back(Wake::CaughtUp(Source::Reports, *partition, 0));
+            }
+        }
+        if !reports.is_empty() {
+            inbox.push_back(Wake::Reports(reports));
+        }
+        let mut heartbeats = Reading { next: self.heartbeats, end: None, generation: 0, caught_up: true };
+        read_some(around, Topic::Gateways, 0, &mut heartbeats, |around, raw| {
+            inbox.extend(around.decoders.heartbeat(raw));
+        });
+        self.heartbeats = heartbeats.next;
+        for (partition, reading) in &mut self.lists {
+            let mut lists = Vec::new();
+            read_some(around, Topic::FriendLists, *partition, reading, |around, raw| {
+                lists.extend(around.decoders.list(raw));
+            });
+            inbox.push_back(Wake::Lists(lists));
+            if reading.ends_now(around, Topic::FriendLists, *partition) {
+                inbox.push_back(Wake::CaughtUp(Source::Lists, *partition, reading.generation));
+            }
+        }
+        for (partition, reading) in &mut self.sessions {
+            let mut sessions = Vec::new();
+            read_some(around, Topic::Sessions, *partition, reading, |around, raw| {
+                sessions.extend(around.decoders.session(raw));
+            });
+            inbox.push_back(Wake::Sessions(sessions));
+            if reading.ends_now(around, Topic::Sessions, *partition) {
+                inbox.push_back(Wake::CaughtUp(Source::Sessions, *partition, reading.generation));
+            }
+        }
+        inbox.retain(|wake| match wake {
+            Wake::Lists(lists) => !lists.is_empty(),
+            Wake::Sessions(sessions) => !sessions.is_empty(),
+            _ => true,
+        });
+    }
+
+    /// A turn of the engine's thread; true if the process has to end.
+    fn turn(&mut self, ahead_ms: i64, around: &mut Around) -> bool {
+        let (now_ms, now, clock) = (around.now_ms(), around.wall(ahead_ms), around.clock());
+        let wakes = around.dice.below(self.inbox.len() + 1);
+        for wake in self.inbox.drain(..wakes) {
+            self.decider.wake(wake, now, clock, &mut self.actions);
+        }
+        if now_ms >= self.next_make_good_ms {
+            self.next_make_good_ms = now_ms + MAKE_GOOD_INTERVAL_MS;
+            self.decider.make_good(std::mem::take(&mut self.unacknowledged), now);
+        }
+        if now_ms >= self.next_tick_ms {
+            self.next_tick_ms = now_ms + TICK_MS;
+            self.decider.tick(now, clock, &mut self.actions);
+            if around.dice.chance(0.001) {
+                self.decider.clean(&mut self.actions);
+            }
+        }
+        self.decider.flush(now, clock, &mut self.actions);
+        self.act(around)
+    }
+
+    /// The last words.
+    fn end(&mut self, ahead_ms: i64, around: &mut Around) {
+        self.decider.end(around.wall(ahead_ms), around.clock(), &mut self.actions);
+        self.act(around);
+    }
+
+    fn act(&mut self, around: &mut Around) -> bool {
+        let mut quits = false;
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::Join => self.member = Some(Member::join(around)),
+                Action::Read(partitions, generation) => {
+                    for partition in partitions {
+                        let reading = || Reading { next: 0, end: None, generation, caught_up: false };
+                        self.lists.insert(partition, reading());
+                        self.sessions.insert(partition, reading());
+                    }
+                }
+                Action::StopReading(partition) => {
+                    self.lists.remove(&partition);
+                    self.sessions.remove(&partition);
+                }
+                Action::Claim(partitions) => {
+                    if let Some(member) = &mut self.member {
+                        member.claim(partitions);
+                    }
+                }
+                Action::Watch(partitions) => {
+                    if let Some(member) = &mut self.member {
+                        member.watch(partitions);
+                    }
+                }
+                Action::Send(batch) => self.send(batch, around),
+                Action::EndSession(partition, user, gateway) => {
+                    let key = Some(Session::key(user, &gateway).into_bytes());
+                    let tombstone = Append { topic: Topic::Sessions, partition, key, value: None, token: 0 };
+                    around.append(self.producer, tombstone);
+                }
+                Action::Quit(because) => {
+                    around.note(format_args!("a processor quits: {because}"));
+                    quits = true;
+                }
+            }
+        }
+        quits
+    }
+
+    fn send(&mut self, batch: Batch, around: &mut Around) {
+        let number = number_of(self.decider.gateway_id(batch.gateway).as_str());
+        self.next_token += 1;
+        around.note(format_args!("{:?} sends {} bytes to gateway {number}", self.producer, batch.bytes.len()));
+        let (topic, value, token) = (Topic::FriendMoved(number), Some(batch.bytes.clone()), self.next_token);
+        self.sent.insert(token, batch);
+        around.append(self.producer, Append { topic, partition: 0, key: None, value, token });
+    }
+
+    fn has_work(&self, around: &Around) -> bool {
+        let more = |topic, (partition, reading): (&i32, &Reading)| {
+            !reading.caught_up || around.broker.read(topic, *partition, reading.next).is_some()
+        };
+        !self.inbox.is_empty()
+            || self.reports.iter().any(|reading| more(Topic::LocationEvents, reading))
+            || self.lists.iter().any(|reading| more(Topic::FriendLists, reading))
+            || self.sessions.iter().any(|reading| more(Topic::Sessions, reading))
+            || around.broker.read(Topic::Gateways, 0, self.heartbeats).is_some()
+    }
+
+    fn when_next(&self) -> i64 {
+        let due_ms = self.decider.next_due().map(|due| crate::around::BEGINNING_MS + millis(due));
+        let member_ms = self.member.as_ref().map(Member::when_next);
+        [Some(self.next_tick_ms), due_ms, member_ms].into_iter().flatten().min().unwrap_or_default()
+    }
+}
+
+impl Reading {
+    /// Whether its end was reached just now.
+    fn ends_now(&mut self, around: &Around, topic: Topic, partition: i32) -> bool {
+        let end = self.end.unwrap_or_else(|| around.broker.ends(topic, partition).1);
+        // What compaction took away was read, too.
+        let read =
+            self.next >= end || (!around.broker.away && around.broker.read(topic, partition, self.next).is_none());
+        let ends_now = read && !around.broker.away && !self.caught_up;
+        self.caught_up |= ends_now;
+        ends_now
+    }
+}
+
+fn read_some(
+    around: &mut Around,
+    topic: Topic,
+    partition: i32,
+    reading: &mut Reading,
+    mut take: impl FnMut(&Around, Raw<'_>),
+) {
+    for _ in 0..around.dice.between(0, RECORDS_AT_ONCE_MAX) {
+        let Some((offset, record)) = around.broker.read(topic, partition, reading.next) else { return };
+        reading.next = offset + 1;
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        take(around, Raw { partition, key, value, appended_at: Some(record.appended_at) });
+    }
+}
+
+/// The number of a gateway's run is the last part of its name.
+pub fn number_of(gateway: &str) -> u32 {
+    let last = gateway.rsplit('-').next().and_then(|number| number.parse().ok());
+    last.expect("gateways of the simulator have numbers")
+}
+
+fn millis(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
