@@ -28,8 +28,8 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 test-unit: ## The tests that need nothing but cargo
 	cargo test --workspace
 
-sim: ## Simulate the whole pipeline: make sim SEEDS=10000
-	cargo run --release -p nearby-sim -- --seeds $(SEEDS)
+sim: ## Simulate the whole pipeline, with overflow checks: make sim SEEDS=10000
+	cargo run -p nearby-sim -- --seeds $(SEEDS)
 
 check: ## Formatting, lints, documentation
 	cargo fmt --all --check

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     match failed.into_inner().ok().flatten() {
         Some((seed, verdict)) => {
             eprintln!("seed {seed} fails after {seeds} seeds: {verdict}");
-            eprintln!("repeat it with: cargo run --release -p nearby-sim -- --trace --from {seed}");
+            eprintln!("repeat it with: cargo run -p nearby-sim -- --trace --from {seed}");
             ExitCode::FAILURE
         }
         None => {

@@ -19,7 +19,7 @@ fn nothing_is_wrong_in_any_world() {
                         break;
                     }
                     let ending = run(seed, false);
-                    let repeat = format!("cargo run --release -p nearby-sim -- --trace --from {seed}");
+                    let repeat = format!("cargo run -p nearby-sim -- --trace --from {seed}");
                     assert_eq!(ending.verdict, None, "seed {seed}; repeat it with: {repeat}");
                     compared.fetch_add(ending.compared_count, Ordering::Relaxed);
                 }
