@@ -3,7 +3,7 @@
 //! An undecodable record is counted here. Exactly one reader of each topic also writes the dead letter: for `sessions` that is
 //! the partition's owner, here; for `location-events` and `friend-lists` it is the sink, and for `gateways` the ingest.
 
-use crate::records::{Decoders, Raw};
+use crate::records::{Decoders, Raw, oldest_needed};
 use crate::wake::{Reported, Source, Wake};
 use nearby_engine::EngineSettings;
 use nearby_schemas::TimestampMs;
@@ -106,7 +106,7 @@ fn hear_reports(
                 Read::Pause | Read::OffsetOutOfLog(_) => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
             }
         })?;
-    let oldest_ms = TimestampMs::now().plus_ms(-engine.inactive_after_ms).0;
+    let oldest_ms = oldest_needed(engine.inactive_after_ms, TimestampMs::now()).0;
     let starts = if kafka.embedded {
         (0..partitions).map(|partition| (partition, Start::Beginning)).collect()
     } else {

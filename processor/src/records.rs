@@ -5,6 +5,15 @@ use nearby_schemas::codec::{Codec, DecodeError, Record};
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
 
+/// A machine's clock may be ahead of the broker's by so much.
+const CLOCK_AHEAD_MS_MAX: i64 = 60_000;
+
+/// Reports that were appended before this time need not be read at the start: they do not count any more. Not a moment
+/// later, though: who missed a withdrawal would take a delayed report, made before it, for the latest.
+pub fn oldest_needed(inactive_after_ms: i64, now: TimestampMs) -> TimestampMs {
+    now.plus_ms(inactive_after_ms.saturating_neg()).plus_ms(-CLOCK_AHEAD_MS_MAX)
+}
+
 /// A record that was read, but for its offset, which nobody here needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw<'a> {

@@ -8,7 +8,7 @@ use crate::member::Member;
 use nearby_engine::{EngineSettings, GatewayIndex};
 use nearby_processor::decider::{Action, Decider};
 use nearby_processor::packing::{Batch, viewers_of};
-use nearby_processor::records::Raw;
+use nearby_processor::records::{Raw, oldest_needed};
 use nearby_processor::wake::{Source, Wake};
 use nearby_schemas::{Session, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -156,7 +156,7 @@ impl Run {
             inactive_after_ms: around.plan.inactive_after_ms,
             gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
         };
-        let oldest = around.wall(ahead_ms).plus_ms(-settings.inactive_after_ms);
+        let oldest = oldest_needed(settings.inactive_after_ms, around.wall(ahead_ms));
         let reading = |partition| {
             let next = around.broker.offset_at(Topic::LocationEvents, partition, oldest);
             let end = Some(around.broker.ends(Topic::LocationEvents, partition).1);
