@@ -21,7 +21,7 @@ const METRES_PER_DEGREE: f64 = 111_195.0;
 const PARTITIONS: i32 = 16;
 const GATEWAYS: usize = 2;
 /// When everybody has reported once.
-const START_MS: i64 = 1_000_000_000;
+pub const START: TimestampMs = TimestampMs(1_000_000_000);
 const ROUND_MS: i64 = 30_000;
 
 /// A report, by the dense number of its user.
@@ -101,7 +101,7 @@ impl World {
     /// An engine for which everybody is connected, and has reported once.
     pub fn engine(&self, friends: &[Vec<u32>]) -> Engine {
         let mut engine = empty_engine();
-        let (now, mut out) = (TimestampMs(START_MS), Vec::new());
+        let (now, mut out) = (START, Vec::new());
         for (user, list) in (0..).zip(friends) {
             let list: Vec<UserId> = list.iter().map(|friend| user_id(*friend)).collect();
             engine.friend_list(partition(user), user_id(user), Some(&list), now, &mut out);
@@ -134,21 +134,21 @@ pub fn partition(user: u32) -> i32 {
 pub fn empty_engine() -> Engine {
     let mut engine = Engine::new(EngineSettings { gateway_lost_after_ms: i64::MAX, ..EngineSettings::default() });
     for gateway in 0..GATEWAYS {
-        engine.heartbeat(&gateway_id(gateway), TimestampMs(START_MS), TimestampMs(START_MS), &mut Vec::new());
+        engine.heartbeat(&gateway_id(gateway), START, START, &mut Vec::new());
     }
     engine
 }
 
 pub fn connect(engine: &mut Engine, user: u32) {
     let gateway = gateway_id(user as usize / 7 % GATEWAYS);
-    engine.session(partition(user), user_id(user), &gateway, Some(0), TimestampMs(START_MS), &mut Vec::new());
+    engine.session(partition(user), user_id(user), &gateway, Some(0), START, &mut Vec::new());
 }
 
 /// Serves every partition; returns how many notices that took.
 pub fn serve_all(engine: &mut Engine) -> usize {
     let (mut told, mut out) = (0, Vec::new());
     for partition in 0..PARTITIONS {
-        engine.serve(partition, TimestampMs(START_MS), &mut out);
+        engine.serve(partition, START, &mut out);
         told += out.len();
         out.clear();
     }
@@ -158,11 +158,11 @@ pub fn serve_all(engine: &mut Engine) -> usize {
 /// Hands over a move as a report; the rounds follow one another every 30 s.
 #[inline]
 pub fn report(engine: &mut Engine, round: usize, (user, place): Move, out: &mut Vec<Notice>) {
-    let now = TimestampMs(START_MS + ROUND_MS * i64::try_from(round + 1).expect("few rounds"));
+    let now = START.plus_ms(ROUND_MS * i64::try_from(round + 1).expect("few rounds"));
     engine.report(user_id(user), now, Some(place), now, out);
 }
 
-fn gateway_id(gateway: usize) -> GatewayId {
+pub fn gateway_id(gateway: usize) -> GatewayId {
     GatewayId::new(format!("g{gateway}")).expect("a legal name")
 }
 
@@ -203,7 +203,7 @@ impl Figures {
 /// Minimum, median, maximum.
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:8.1} / {:8.1} / {:8.1}", self.0[0], self.median(), self.0[self.0.len() - 1])
+        write!(f, "{:8.3} / {:8.3} / {:8.3}", self.0[0], self.median(), self.0[self.0.len() - 1])
     }
 }
 
