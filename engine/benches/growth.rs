@@ -11,12 +11,13 @@ mod workload;
 
 use nearby_engine::Engine;
 use nearby_schemas::Place;
-use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Duration;
-use workload::{Figures, Move, World, each_ns, measure, report};
+use workload::{Figures, Move, World, each_ns, measure, reports};
 
 const RUNS: usize = 5;
+/// Reports whose notices are taken away together.
+const BATCH: usize = 200;
 /// Reports of a run with 40 friends; fewer with more friends.
 const REPORTS: usize = 200_000;
 
@@ -41,31 +42,32 @@ fn grow(users: u32, centres: u32, friends_mean: u32) {
         world.engine(&friends)
     };
     let friends = quotient(engine.counts().edges_indexed, users as usize);
-    let reports = REPORTS * 40 / friends_mean as usize;
+    let count = REPORTS * 40 / friends_mean as usize;
     let (mut times, mut loads, mut told) = (Vec::new(), Vec::new(), 0);
-    let mut moves: VecDeque<Move> = VecDeque::new();
+    let mut moves: Vec<Move> = Vec::new();
     for round in 0..RUNS {
-        while moves.len() < reports {
+        while moves.len() < count {
             moves.extend(world.round());
         }
-        let (time, run_told) = measure(|| run(&mut engine, round, moves.drain(..reports)));
-        times.push(each_ns(time, reports));
+        let (time, run_told) = measure(|| run(&mut engine, round, &moves[..count]));
+        moves.drain(..count);
+        times.push(each_ns(time, count));
         told += run_told;
         // A place for each friend and each watcher.
-        loads.push(each_ns(random_loads(&world.places, reports * 2 * friends_mean as usize), reports));
+        loads.push(each_ns(random_loads(&world.places, count * 2 * friends_mean as usize), count));
     }
     let (times, loads) = (Figures::new(times), Figures::new(loads));
     println!(
         "{users:9} viewers, {friends:6.1} friends: {times}, {:6.2} a friend, {:7.1} notices | random loads {loads}",
         times.median() / friends,
-        quotient(told, RUNS * reports),
+        quotient(told, RUNS * count),
     );
 }
 
-fn run(engine: &mut Engine, round: usize, moves: impl Iterator<Item = Move>) -> usize {
+fn run(engine: &mut Engine, round: usize, moves: &[Move]) -> usize {
     let (mut told, mut out) = (0, Vec::new());
-    for made in moves {
-        report(engine, round, made, &mut out);
+    for batch in moves.chunks(BATCH) {
+        reports(engine, round, batch, &mut out);
         told += out.len();
         out.clear();
     }

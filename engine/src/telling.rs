@@ -4,55 +4,43 @@
 
 use crate::engine::Engine;
 use crate::notice::{Address, GatewayIndex, Notice};
-use crate::users::{Change, Reach, Slot};
+use crate::radius::Circles;
+use crate::users::{Reach, Slot};
 use nearby_schemas::batch::{LeftReason, SeenFriend, ViewerSnapshot};
-use nearby_schemas::nearness::distance_dm;
 
 impl Engine {
     /// R3: a friend's place has changed; its watchers are told. If it no longer counts, `gone` is the reason.
-    pub(crate) fn tell_watchers(&self, friend: Slot, change: Change, gone: LeftReason, out: &mut Vec<Notice>) {
-        if change.old.is_none() && change.new.is_none() {
-            return;
-        }
-        let circles = self.radius.moved(change.old, change.new);
+    pub(crate) fn tell_watchers(&self, friend: Slot, circles: &Circles, gone: LeftReason, out: &mut Vec<Notice>) {
         let (id, updated_at) = (self.users.id(friend), self.users.time(friend));
-        let reason = if change.new.is_some() { LeftReason::Distance } else { gone };
-        self.index.each(friend, |viewer| {
-            let Some(viewer_place) = self.users.place(viewer) else { return };
-            let (was_near, is_near) = circles.held_and_hold(viewer_place);
-            if let Some(place) = change.new.filter(|_| is_near) {
-                let distance_dm = distance_dm(viewer_place, place);
+        let reason = if circles.new_circle().is_some() { LeftReason::Distance } else { gone };
+        circles.each_near(self.index.watchers(friend), self.users.places(), |viewer, place, _, is_near| {
+            if let Some(circle) = circles.new_circle().filter(|_| is_near) {
+                let (place, distance_dm) = (circle.centre(), circle.distance_dm(place));
                 self.tell(viewer, out, |to| Notice::FriendMoved { to, friend: id, place, updated_at, distance_dm });
-            } else if was_near {
+            } else {
                 self.tell(viewer, out, |to| Notice::FriendLeft { to, friend: id, reason });
             }
         });
     }
 
     /// R4: a viewer's own place has changed; friends who come near or are no longer so are told to it.
-    pub(crate) fn tell_viewer(&self, viewer: Slot, change: Change, out: &mut Vec<Notice>) {
+    pub(crate) fn tell_viewer(&self, viewer: Slot, circles: &Circles, out: &mut Vec<Notice>) {
         if !self.users.connected(viewer) {
             return;
         }
-        if let Some(place) = change.new {
-            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place });
+        let mut reason = LeftReason::OwnLocation;
+        if let Some(circle) = circles.new_circle() {
+            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place: circle.centre() });
+            reason = LeftReason::Distance;
         }
-        if change.new == change.old {
-            return;
-        }
-        let circles = self.radius.moved(change.old, change.new);
-        let reason = if change.new.is_some() { LeftReason::Distance } else { LeftReason::OwnLocation };
-        for &friend in self.lists.of(viewer) {
-            let Some(place) = self.users.place(friend) else { continue };
-            match circles.held_and_hold(place) {
-                (false, true) => self.tell_near(viewer, friend, out),
-                (true, false) => {
-                    let friend = self.users.id(friend);
-                    self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason });
-                }
-                _ => {}
+        circles.each_changed(self.lists.of(viewer), self.users.places(), |friend, place, is_near| {
+            if let Some(circle) = circles.new_circle().filter(|_| is_near) {
+                self.tell_near(viewer, friend, circle.distance_dm(place), out);
+            } else {
+                let friend = self.users.id(friend);
+                self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason });
             }
-        }
+        });
     }
 
     /// R11: friends were taken out of the list of a connected viewer, or put in.
@@ -69,7 +57,11 @@ impl Engine {
             let friend = self.users.id(friend);
             self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason: LeftReason::Unfriended });
         }
-        added.filter(near).for_each(|friend| self.tell_near(viewer, friend, out));
+        for friend in added {
+            if let Some(place) = self.users.place(friend).filter(|place| circle.holds(*place)) {
+                self.tell_near(viewer, friend, circle.distance_dm(place), out);
+            }
+        }
     }
 
     /// R5: all that a connected viewer sees, to one gateway.
@@ -87,7 +79,7 @@ impl Engine {
                 lat_e7: friend_place.lat_e7,
                 lon_e7: friend_place.lon_e7,
                 updated_at: self.users.time(friend),
-                distance_dm: distance_dm(place, friend_place),
+                distance_dm: circle.distance_dm(friend_place),
             }));
         }
         let snapshot = Box::new(ViewerSnapshot { viewer: address.viewer, place, friends });
@@ -95,11 +87,9 @@ impl Engine {
     }
 
     /// A friend who did not move is seen now.
-    fn tell_near(&self, viewer: Slot, friend: Slot, out: &mut Vec<Notice>) {
-        let places = self.users.place(viewer).zip(self.users.place(friend));
-        let (viewer_place, place) = places.expect("who is near has a place");
+    fn tell_near(&self, viewer: Slot, friend: Slot, distance_dm: i32, out: &mut Vec<Notice>) {
+        let place = self.users.place(friend).expect("who is near has a place");
         let (id, updated_at) = (self.users.id(friend), self.users.time(friend));
-        let distance_dm = distance_dm(viewer_place, place);
         self.tell(viewer, out, |to| Notice::FriendMoved { to, friend: id, place, updated_at, distance_dm });
     }
 
@@ -109,11 +99,13 @@ impl Engine {
         match self.users.reach(viewer) {
             Reach::Nowhere => {}
             Reach::One(address) => out.push(notice(address)),
-            Reach::Several(address) => {
-                let gateways = self.live_gateways(viewer);
-                out.extend(gateways.map(|gateway| notice(Address { gateway, ..address })));
-            }
+            Reach::Several(address) => self.tell_several(viewer, out, |gateway| notice(Address { gateway, ..address })),
         }
+    }
+
+    #[cold]
+    fn tell_several(&self, viewer: Slot, out: &mut Vec<Notice>, notice: impl Fn(GatewayIndex) -> Notice) {
+        out.extend(self.live_gateways(viewer).map(notice));
     }
 
     /// The gateways to which a user is connected and that are alive.

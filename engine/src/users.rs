@@ -12,7 +12,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 pub(crate) type Slot = u32;
 
 /// In the table of places: none that counts. No latitude on the globe is equal to it.
-const NOWHERE: Place = Place { lat_e7: i32::MIN, lon_e7: 0 };
+pub(crate) const NOWHERE: Place = Place { lat_e7: i32::MIN, lon_e7: 0 };
 /// Addresses of users who are not connected.
 const NO_GATEWAY: GatewayIndex = GatewayIndex(u32::MAX);
 /// Addresses of users who are connected to several gateways, which the sessions know.
@@ -94,6 +94,12 @@ impl Users {
     pub(crate) fn place(&self, slot: Slot) -> Option<Place> {
         let place = self.places[slot as usize];
         (place.lat_e7 != NOWHERE.lat_e7).then_some(place)
+    }
+
+    /// Where everybody is, by slot; `NOWHERE` where that does not count.
+    #[inline]
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// Time of the user's position: of the report, or of the withdrawal.

@@ -24,6 +24,9 @@ const GATEWAYS: usize = 2;
 pub const START: TimestampMs = TimestampMs(1_000_000_000);
 const ROUND_MS: i64 = 30_000;
 
+/// Reports that are announced together.
+const PREFETCHED: usize = 16;
+
 /// A report, by the dense number of its user.
 pub type Move = (u32, Place);
 
@@ -160,6 +163,14 @@ pub fn serve_all(engine: &mut Engine) -> usize {
 pub fn report(engine: &mut Engine, round: usize, (user, place): Move, out: &mut Vec<Notice>) {
     let now = START.plus_ms(ROUND_MS * i64::try_from(round + 1).expect("few rounds"));
     engine.report(user_id(user), now, Some(place), now, out);
+}
+
+/// Hands over many, as a processor does.
+pub fn reports(engine: &mut Engine, round: usize, moves: &[Move], out: &mut Vec<Notice>) {
+    for together in moves.chunks(PREFETCHED) {
+        engine.prefetch(together.iter().map(|(user, _)| user_id(*user)));
+        together.iter().for_each(|made| report(engine, round, *made, out));
+    }
 }
 
 pub fn gateway_id(gateway: usize) -> GatewayId {
