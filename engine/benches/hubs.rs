@@ -3,7 +3,8 @@
 //! `cargo bench -p nearby-engine --bench hubs`
 //!
 //! 200,000 viewers with about 40 friends; one user is listed by 100,000 of them, another has 5,000 friends. After each such
-//! input follow reports of others, as they would in the log, and the longest of these calls is printed, too.
+//! input follow reports of others, as they would in the log, and then the calls that it takes until nothing is left to do;
+//! the longest of all of these is printed, too.
 
 mod workload;
 
@@ -39,7 +40,7 @@ fn main() {
     let mut others = others.into_iter().cycle();
     let (now, gateway) = (START.plus_ms(30_000), gateway_id(0));
 
-    println!("ms of CPU, minimum / median / maximum: the call itself, and the longest of {OTHERS} reports that follow");
+    println!("ms of CPU, minimum / median / maximum: the call itself, and the longest that follows");
     let mut measure = |runs, inputs: &[(&str, Input)]| longest(&mut engine, runs, inputs, &mut others);
     measure(
         RUNS,
@@ -82,7 +83,14 @@ fn longest(engine: &mut Engine, runs: usize, inputs: &[(&str, Input)], others: &
                 out.clear();
                 measure(|| report(engine, 0, made, &mut out)).0
             });
-            following.push(milliseconds(each.max().unwrap_or_default()));
+            let mut longest = each.max().unwrap_or_default();
+            let mut waits = true;
+            while waits {
+                out.clear();
+                let (time, still) = measure(|| engine.resume(START, &mut out));
+                (longest, waits) = (longest.max(time), still);
+            }
+            following.push(milliseconds(longest));
         }
     }
     for ((what, _), (own, following)) in inputs.iter().zip(longest) {

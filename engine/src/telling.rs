@@ -9,10 +9,11 @@ use crate::users::{Reach, Slot};
 use nearby_schemas::batch::{LeftReason, SeenFriend, ViewerSnapshot};
 
 impl Engine {
-    /// R3: a friend's place has changed; its watchers are told. If it no longer counts, `gone` is the reason.
-    pub(crate) fn tell_watchers(&self, friend: Slot, circles: &Circles, gone: LeftReason, out: &mut Vec<Notice>) {
+    /// R3: a friend's place has changed, or its stand-in's; the watchers are told.
+    pub(crate) fn tell_watchers(&self, friend: Slot, circles: &Circles, out: &mut Vec<Notice>) {
         let (id, updated_at) = (self.users.id(friend), self.users.time(friend));
-        let reason = if circles.new_circle().is_some() { LeftReason::Distance } else { gone };
+        let reason =
+            if circles.new_circle().is_some() { LeftReason::Distance } else { self.users.gone(self.index.hub(friend)) };
         circles.each_near(self.index.watchers(friend), self.users.places(), |viewer, place, _, is_near| {
             if let Some(circle) = circles.new_circle().filter(|_| is_near) {
                 let (place, distance_dm) = (circle.centre(), circle.distance_dm(place));
@@ -44,20 +45,14 @@ impl Engine {
     }
 
     /// R11: friends were taken out of the list of a connected viewer, or put in.
-    pub(crate) fn tell_list(
-        &self,
-        viewer: Slot,
-        removed: impl Iterator<Item = Slot>,
-        added: impl Iterator<Item = Slot>,
-        out: &mut Vec<Notice>,
-    ) {
+    pub(crate) fn tell_list(&self, viewer: Slot, removed: &[Slot], added: &[Slot], out: &mut Vec<Notice>) {
         let Some(circle) = self.users.place(viewer).map(|place| self.radius.around(place)) else { return };
         let near = |friend: &Slot| self.users.place(*friend).is_some_and(|place| circle.holds(place));
-        for friend in removed.filter(near) {
-            let friend = self.users.id(friend);
+        for friend in removed.iter().filter(|friend| near(friend)) {
+            let friend = self.users.id(*friend);
             self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason: LeftReason::Unfriended });
         }
-        for friend in added {
+        for &friend in added {
             if let Some(place) = self.users.place(friend).filter(|place| circle.holds(*place)) {
                 self.tell_near(viewer, friend, circle.distance_dm(place), out);
             }
@@ -96,6 +91,9 @@ impl Engine {
     /// R7: each gateway to which the viewer is connected is told, once.
     #[inline]
     fn tell(&self, viewer: Slot, out: &mut Vec<Notice>, notice: impl Fn(Address) -> Notice) {
+        if self.is_leaving(viewer) {
+            return;
+        }
         match self.users.reach(viewer) {
             Reach::Nowhere => {}
             Reach::One(address) => out.push(notice(address)),
@@ -105,11 +103,6 @@ impl Engine {
 
     #[cold]
     fn tell_several(&self, viewer: Slot, out: &mut Vec<Notice>, notice: impl Fn(GatewayIndex) -> Notice) {
-        out.extend(self.live_gateways(viewer).map(notice));
-    }
-
-    /// The gateways to which a user is connected and that are alive.
-    pub(crate) fn live_gateways(&self, user: Slot) -> impl Iterator<Item = GatewayIndex> + '_ {
-        self.sessions.of(user).filter(|gateway| self.gateways.alive(*gateway))
+        out.extend(self.sessions.told(viewer).map(notice));
     }
 }

@@ -152,6 +152,7 @@ pub fn serve_all(engine: &mut Engine) -> usize {
     let (mut told, mut out) = (0, Vec::new());
     for partition in 0..PARTITIONS {
         engine.serve(partition, START, &mut out);
+        while engine.resume(START, &mut out) {}
         told += out.len();
         out.clear();
     }
