@@ -4,6 +4,7 @@ use crate::engine::Engine;
 use crate::notice::{GatewayIndex, Notice};
 use crate::users::Slot;
 use nearby_schemas::UserId;
+use std::hint::black_box;
 
 impl Engine {
     /// The slot of a user of `partition`, held from now on; `None` if it is held under another partition.
@@ -102,6 +103,10 @@ impl Engine {
     /// Replaces each friend in a viewer's list.
     fn each_friend(&mut self, viewer: Slot, replace: impl Fn(&mut Engine, Slot, Slot) -> Slot) {
         let mut friends = self.lists.replace(viewer, None);
+        // Where the watchers are, and where they end, is read for all friends at once, or each would be waited for.
+        for friend in friends.iter().flatten() {
+            black_box(self.index.watchers(*friend).last().copied());
+        }
         for friend in friends.iter_mut().flatten() {
             *friend = replace(self, *friend, viewer);
         }

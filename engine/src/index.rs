@@ -34,10 +34,11 @@ impl Index {
     }
 
     /// The friend, or a stand-in, whichever has room for a watcher more.
+    #[inline]
     pub(crate) fn room(&mut self, friend: Slot) -> Option<Slot> {
         self.grow(friend);
         let has_room = |slot: &Slot| self.watchers[*slot as usize].viewers.len() < self.watchers_max;
-        std::iter::once(friend).chain(self.stand_ins(friend)).find(has_room)
+        if has_room(&friend) { Some(friend) } else { self.stand_ins(friend).find(has_room) }
     }
 
     /// `stand_in`, a new slot, stands in for `hub` from now on.
@@ -49,6 +50,7 @@ impl Index {
     }
 
     /// `viewer`, who did not before, watches `watched` from now on.
+    #[inline]
     pub(crate) fn add(&mut self, watched: Slot, viewer: Slot) {
         self.watchers[watched as usize].viewers.push(viewer);
         self.edges += 1;
@@ -91,9 +93,11 @@ impl Index {
         self.edges
     }
 
+    #[inline]
     fn grow(&mut self, slot: Slot) {
-        for hub in (0..=slot).skip(self.watchers.len()) {
-            self.watchers.push(Watchers { viewers: Vec::new(), hub, next: NOBODY });
+        if self.watchers.len() <= slot as usize {
+            let more = (0..=slot).skip(self.watchers.len());
+            self.watchers.extend(more.map(|hub| Watchers { viewers: Vec::new(), hub, next: NOBODY }));
         }
     }
 }

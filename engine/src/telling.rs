@@ -64,18 +64,17 @@ impl Engine {
         let (Reach::One(address) | Reach::Several(address)) = self.users.reach(viewer) else { return };
         let place = self.users.place(viewer);
         let mut friends = Vec::new();
-        if let Some(place) = place {
-            let circle = self.radius.around(place);
-            let near = |friend: &Slot| {
-                self.users.place(*friend).filter(|place| circle.holds(*place)).map(|place| (*friend, place))
-            };
-            friends.extend(self.lists.of(viewer).iter().filter_map(near).map(|(friend, friend_place)| SeenFriend {
-                friend: self.users.id(friend),
-                lat_e7: friend_place.lat_e7,
-                lon_e7: friend_place.lon_e7,
-                updated_at: self.users.time(friend),
-                distance_dm: circle.distance_dm(friend_place),
-            }));
+        let circles = self.radius.moved(None, place);
+        if let Some(circle) = circles.new_circle() {
+            circles.each_near(self.lists.of(viewer), self.users.places(), |friend, place, _, _| {
+                friends.push(SeenFriend {
+                    friend: self.users.id(friend),
+                    lat_e7: place.lat_e7,
+                    lon_e7: place.lon_e7,
+                    updated_at: self.users.time(friend),
+                    distance_dm: circle.distance_dm(place),
+                });
+            });
         }
         let snapshot = Box::new(ViewerSnapshot { viewer: address.viewer, place, friends });
         out.push(Notice::Snapshot { to: Address { gateway, ..address }, snapshot });
