@@ -69,6 +69,11 @@ impl Wheel {
         None
     }
 
+    /// Whether an entry comes up at `now`.
+    pub(crate) fn has_due(&self, now: TimestampMs) -> bool {
+        self.soon.peek().is_some_and(|Reverse((due, _))| *due <= now)
+    }
+
     /// Empties the buckets of all seconds up to `second`.
     fn begin(&mut self, second: i64, due_of: &impl Fn(Slot) -> Option<TimestampMs>) {
         let first = self.begun_s.saturating_add(1).max(second.saturating_sub(BUCKETS - 1));

@@ -6,8 +6,13 @@
 //! bounds leave it open, in a thin ring along the circle and around the poles, the haversine is asked. The cheap test has no
 //! early way out for a great difference of latitude: among friends in one city that branch would be a toss-up.
 
+mod distance;
+mod sieve;
+
+use crate::users::{NOWHERE, Slot};
 use nearby_schemas::Place;
 use nearby_schemas::nearness::{EARTH_RADIUS_M, UNITS_PER_DEGREE, distance_m};
+use sieve::Sieve;
 use std::f64::consts::{FRAC_PI_2, PI};
 
 /// Half the angle of one unit of a coordinate, in radians.
@@ -41,7 +46,8 @@ impl Radius {
     /// The places within the radius around `centre`.
     #[inline]
     pub(crate) fn around(self, centre: Place) -> Circle {
-        Circle { radius: self, centre, cos_lat: centre.lat().to_radians().cos() }
+        let (sin_lat, cos_lat) = centre.lat().to_radians().sin_cos();
+        Circle { radius: self, centre, sin_lat, cos_lat }
     }
 
     /// The places within the radius around where somebody was, and around where they are now.
@@ -63,7 +69,14 @@ impl Radius {
                 }
             }
         }
-        Circles { old, new, near_max, far_min }
+        // One circle alone is compared as if nobody had moved; what is in it was or is in one of the two.
+        if old.is_none() || new.is_none() {
+            (near_max, far_min) = (self.near_max, self.far_min);
+        }
+        let centre = new.as_ref().or(old.as_ref());
+        let sieve =
+            centre.and_then(|circle| Sieve::new(circle.centre, (circle.sin_lat, circle.cos_lat), near_max, far_min));
+        Circles { old, new, near_max, far_min, sieve }
     }
 }
 
@@ -78,10 +91,16 @@ fn margin(sine: f64) -> f64 {
 pub(crate) struct Circle {
     radius: Radius,
     centre: Place,
+    sin_lat: f64,
     cos_lat: f64,
 }
 
 impl Circle {
+    #[inline]
+    pub(crate) fn centre(&self) -> Place {
+        self.centre
+    }
+
     /// Whether the haversine distance from the centre to `place` is at most the radius.
     #[inline]
     pub(crate) fn holds(&self, place: Place) -> bool {
@@ -123,12 +142,61 @@ pub(crate) struct Circles {
     near_max: f64,
     /// Places whose haversine from the new centre is more than this are in neither.
     far_min: f64,
+    /// Where both are narrow, and far from the 180th meridian.
+    sieve: Option<Sieve>,
 }
 
 impl Circles {
-    /// Whether `place` was in the old circle, and whether it is in the new one.
+    /// Around where somebody is now.
+    pub(crate) fn new_circle(&self) -> Option<&Circle> {
+        self.new.as_ref()
+    }
+
+    /// Calls for each of `slots` whose place was or is in a circle, with the place, and whether it was, and is.
     #[inline]
-    pub(crate) fn held_and_hold(&self, place: Place) -> (bool, bool) {
+    pub(crate) fn each_near(&self, slots: &[Slot], places: &[Place], mut call: impl FnMut(Slot, Place, bool, bool)) {
+        self.sift(slots, places, false, |slot, place, (was_near, is_near)| {
+            if was_near || is_near {
+                call(slot, place, was_near, is_near);
+            }
+        });
+    }
+
+    /// Calls for each of `slots` whose place is in one of the circles and not in the other; says whether it is in the new.
+    #[inline]
+    pub(crate) fn each_changed(&self, slots: &[Slot], places: &[Place], mut call: impl FnMut(Slot, Place, bool)) {
+        let both = self.old.is_some() && self.new.is_some();
+        self.sift(slots, places, both, |slot, place, (was_near, is_near)| {
+            if was_near != is_near {
+                call(slot, place, is_near);
+            }
+        });
+    }
+
+    #[inline]
+    fn sift(&self, slots: &[Slot], places: &[Place], open: bool, mut call: impl FnMut(Slot, Place, (bool, bool))) {
+        if let Some(sieve) = &self.sieve {
+            let in_both = (self.old.is_some(), self.new.is_some());
+            sieve.sift(slots, places, open, |slot, place, near| {
+                call(slot, place, if near { in_both } else { self.held_and_hold_apart(place) });
+            });
+        } else {
+            self.sift_slowly(slots, places, &mut call);
+        }
+    }
+
+    #[cold]
+    fn sift_slowly(&self, slots: &[Slot], places: &[Place], call: &mut dyn FnMut(Slot, Place, (bool, bool))) {
+        for slot in slots {
+            let place = places[*slot as usize];
+            if place != NOWHERE {
+                call(*slot, place, self.held_and_hold(place));
+            }
+        }
+    }
+
+    /// Whether `place` was in the old circle, and whether it is in the new one.
+    fn held_and_hold(&self, place: Place) -> (bool, bool) {
         if let (Some(_), Some(new)) = (&self.old, &self.new) {
             let (h_min, h_max) = new.bounds(place);
             if h_min > self.far_min {
@@ -141,7 +209,7 @@ impl Circles {
         self.held_and_hold_apart(place)
     }
 
-    #[cold]
+    #[inline]
     fn held_and_hold_apart(&self, place: Place) -> (bool, bool) {
         let holds = |circle: &Circle| circle.holds(place);
         (self.old.as_ref().is_some_and(holds), self.new.as_ref().is_some_and(holds))
@@ -177,10 +245,25 @@ mod tests {
 
     fn compares(radius_m: f64, old: Place, new: Place, place: Place) -> bool {
         let exact = |centre| distance_m(centre, place) <= radius_m;
-        let radius = Radius::new(radius_m);
-        radius.moved(Some(old), Some(new)).held_and_hold(place) == (exact(old), exact(new))
-            && radius.moved(None, Some(new)).held_and_hold(place) == (false, exact(new))
-            && radius.moved(Some(old), None).held_and_hold(place) == (exact(old), false)
+        [(Some(old), Some(new)), (None, Some(new)), (Some(old), None)].into_iter().all(|(old, new)| {
+            let circles = Radius::new(radius_m).moved(old, new);
+            sifted(&circles, place) == (old.is_some_and(exact), new.is_some_and(exact))
+        })
+    }
+
+    /// Whether the place was near and is near, as told by both questions; it is asked about among many that are nowhere.
+    fn sifted(circles: &Circles, place: Place) -> (bool, bool) {
+        let (mut places, slots): (Vec<Place>, Vec<Slot>) = (vec![NOWHERE; 100], (0..100).rev().collect());
+        places[7] = place;
+        let (mut near, mut changed) = (Vec::new(), Vec::new());
+        circles
+            .each_near(&slots, &places, |slot, place, was_near, is_near| near.push((slot, place, was_near, is_near)));
+        circles.each_changed(&slots, &places, |slot, place, is_near| changed.push((slot, place, is_near)));
+        let found = near.first().map_or((false, false), |(_, _, was_near, is_near)| (*was_near, *is_near));
+        let expected = (found != (false, false)).then_some((7, place, found.0, found.1));
+        assert_eq!(near, Vec::from_iter(expected));
+        assert_eq!(changed, Vec::from_iter((found.0 != found.1).then_some((7, place, found.1))));
+        found
     }
 
     #[test]
@@ -206,7 +289,7 @@ mod tests {
         let here = place(37.77, -122.41);
         for (north, was_near) in [(0.05, true), (0.08, false), (0.2, false), (5.0, false), (50.0, false)] {
             let circles = Radius::new(8_000.0).moved(Some(place(37.77 + north, -122.41)), Some(here));
-            assert_eq!(circles.held_and_hold(here), (was_near, true), "{north}");
+            assert_eq!(sifted(&circles, here), (was_near, true), "{north}");
             assert!(compares(8_000.0, here, place(37.77 + north, -122.41), here), "{north}");
         }
     }
@@ -228,6 +311,23 @@ mod tests {
         assert!(!Radius::new(0.0).around(here).holds(beside));
         for radius_m in [PI * EARTH_RADIUS_M, 1e12, f64::INFINITY] {
             assert!(Radius::new(radius_m).around(here).holds(antipode), "{radius_m}");
+        }
+    }
+
+    #[test]
+    fn everybody_is_looked_at_once_and_in_order() {
+        let here = place(37.77, -122.41);
+        let places: Vec<Place> = (0..500).map(|step| place(37.77 + f64::from(step) * 0.0004, -122.41)).collect();
+        let circles = Radius::new(8_000.0).moved(Some(place(37.80, -122.41)), Some(here));
+        for count in [0, 1, 63, 64, 65, 500] {
+            let slots: Vec<Slot> = (0..count).map(|nth| nth * 7 % 500).collect();
+            let mut near = Vec::new();
+            circles.each_near(&slots, &places, |slot, _, was_near, is_near| near.push((slot, was_near, is_near)));
+            let exact = slots.iter().map(|slot| {
+                let near = |centre| distance_m(centre, places[*slot as usize]) <= 8_000.0;
+                (*slot, near(place(37.80, -122.41)), near(here))
+            });
+            assert_eq!(near, exact.filter(|(_, was_near, is_near)| *was_near || *is_near).collect::<Vec<_>>());
         }
     }
 

@@ -4,72 +4,59 @@
 
 use crate::engine::Engine;
 use crate::notice::{Address, GatewayIndex, Notice};
-use crate::users::{Change, Reach, Slot};
+use crate::radius::Circles;
+use crate::users::{Reach, Slot};
 use nearby_schemas::batch::{LeftReason, SeenFriend, ViewerSnapshot};
-use nearby_schemas::nearness::distance_dm;
 
 impl Engine {
-    /// R3: a friend's place has changed; its watchers are told. If it no longer counts, `gone` is the reason.
-    pub(crate) fn tell_watchers(&self, friend: Slot, change: Change, gone: LeftReason, out: &mut Vec<Notice>) {
-        if change.old.is_none() && change.new.is_none() {
-            return;
-        }
-        let circles = self.radius.moved(change.old, change.new);
+    /// R3: a friend's place has changed, or its stand-in's; the watchers are told.
+    pub(crate) fn tell_watchers(&self, friend: Slot, circles: &Circles, out: &mut Vec<Notice>) {
         let (id, updated_at) = (self.users.id(friend), self.users.time(friend));
-        let reason = if change.new.is_some() { LeftReason::Distance } else { gone };
-        self.index.each(friend, |viewer| {
-            let Some(viewer_place) = self.users.place(viewer) else { return };
-            let (was_near, is_near) = circles.held_and_hold(viewer_place);
-            if let Some(place) = change.new.filter(|_| is_near) {
-                let distance_dm = distance_dm(viewer_place, place);
+        let reason =
+            if circles.new_circle().is_some() { LeftReason::Distance } else { self.users.gone(self.index.hub(friend)) };
+        circles.each_near(self.index.watchers(friend), self.users.places(), |viewer, place, _, is_near| {
+            if let Some(circle) = circles.new_circle().filter(|_| is_near) {
+                let (place, distance_dm) = (circle.centre(), circle.distance_dm(place));
                 self.tell(viewer, out, |to| Notice::FriendMoved { to, friend: id, place, updated_at, distance_dm });
-            } else if was_near {
+            } else {
                 self.tell(viewer, out, |to| Notice::FriendLeft { to, friend: id, reason });
             }
         });
     }
 
     /// R4: a viewer's own place has changed; friends who come near or are no longer so are told to it.
-    pub(crate) fn tell_viewer(&self, viewer: Slot, change: Change, out: &mut Vec<Notice>) {
+    pub(crate) fn tell_viewer(&self, viewer: Slot, circles: &Circles, out: &mut Vec<Notice>) {
         if !self.users.connected(viewer) {
             return;
         }
-        if let Some(place) = change.new {
-            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place });
+        let mut reason = LeftReason::OwnLocation;
+        if let Some(circle) = circles.new_circle() {
+            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place: circle.centre() });
+            reason = LeftReason::Distance;
         }
-        if change.new == change.old {
-            return;
-        }
-        let circles = self.radius.moved(change.old, change.new);
-        let reason = if change.new.is_some() { LeftReason::Distance } else { LeftReason::OwnLocation };
-        for &friend in self.lists.of(viewer) {
-            let Some(place) = self.users.place(friend) else { continue };
-            match circles.held_and_hold(place) {
-                (false, true) => self.tell_near(viewer, friend, out),
-                (true, false) => {
-                    let friend = self.users.id(friend);
-                    self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason });
-                }
-                _ => {}
+        circles.each_changed(self.lists.of(viewer), self.users.places(), |friend, place, is_near| {
+            if let Some(circle) = circles.new_circle().filter(|_| is_near) {
+                self.tell_near(viewer, friend, circle.distance_dm(place), out);
+            } else {
+                let friend = self.users.id(friend);
+                self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason });
             }
-        }
+        });
     }
 
     /// R11: friends were taken out of the list of a connected viewer, or put in.
-    pub(crate) fn tell_list(
-        &self,
-        viewer: Slot,
-        removed: impl Iterator<Item = Slot>,
-        added: impl Iterator<Item = Slot>,
-        out: &mut Vec<Notice>,
-    ) {
+    pub(crate) fn tell_list(&self, viewer: Slot, removed: &[Slot], added: &[Slot], out: &mut Vec<Notice>) {
         let Some(circle) = self.users.place(viewer).map(|place| self.radius.around(place)) else { return };
         let near = |friend: &Slot| self.users.place(*friend).is_some_and(|place| circle.holds(place));
-        for friend in removed.filter(near) {
-            let friend = self.users.id(friend);
+        for friend in removed.iter().filter(|friend| near(friend)) {
+            let friend = self.users.id(*friend);
             self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason: LeftReason::Unfriended });
         }
-        added.filter(near).for_each(|friend| self.tell_near(viewer, friend, out));
+        for &friend in added {
+            if let Some(place) = self.users.place(friend).filter(|place| circle.holds(*place)) {
+                self.tell_near(viewer, friend, circle.distance_dm(place), out);
+            }
+        }
     }
 
     /// R5: all that a connected viewer sees, to one gateway.
@@ -77,47 +64,44 @@ impl Engine {
         let (Reach::One(address) | Reach::Several(address)) = self.users.reach(viewer) else { return };
         let place = self.users.place(viewer);
         let mut friends = Vec::new();
-        if let Some(place) = place {
-            let circle = self.radius.around(place);
-            let near = |friend: &Slot| {
-                self.users.place(*friend).filter(|place| circle.holds(*place)).map(|place| (*friend, place))
-            };
-            friends.extend(self.lists.of(viewer).iter().filter_map(near).map(|(friend, friend_place)| SeenFriend {
-                friend: self.users.id(friend),
-                lat_e7: friend_place.lat_e7,
-                lon_e7: friend_place.lon_e7,
-                updated_at: self.users.time(friend),
-                distance_dm: distance_dm(place, friend_place),
-            }));
+        let circles = self.radius.moved(None, place);
+        if let Some(circle) = circles.new_circle() {
+            circles.each_near(self.lists.of(viewer), self.users.places(), |friend, place, _, _| {
+                friends.push(SeenFriend {
+                    friend: self.users.id(friend),
+                    lat_e7: place.lat_e7,
+                    lon_e7: place.lon_e7,
+                    updated_at: self.users.time(friend),
+                    distance_dm: circle.distance_dm(place),
+                });
+            });
         }
         let snapshot = Box::new(ViewerSnapshot { viewer: address.viewer, place, friends });
         out.push(Notice::Snapshot { to: Address { gateway, ..address }, snapshot });
     }
 
     /// A friend who did not move is seen now.
-    fn tell_near(&self, viewer: Slot, friend: Slot, out: &mut Vec<Notice>) {
-        let places = self.users.place(viewer).zip(self.users.place(friend));
-        let (viewer_place, place) = places.expect("who is near has a place");
+    fn tell_near(&self, viewer: Slot, friend: Slot, distance_dm: i32, out: &mut Vec<Notice>) {
+        let place = self.users.place(friend).expect("who is near has a place");
         let (id, updated_at) = (self.users.id(friend), self.users.time(friend));
-        let distance_dm = distance_dm(viewer_place, place);
         self.tell(viewer, out, |to| Notice::FriendMoved { to, friend: id, place, updated_at, distance_dm });
     }
 
     /// R7: each gateway to which the viewer is connected is told, once.
     #[inline]
     fn tell(&self, viewer: Slot, out: &mut Vec<Notice>, notice: impl Fn(Address) -> Notice) {
+        if self.is_leaving(viewer) {
+            return;
+        }
         match self.users.reach(viewer) {
             Reach::Nowhere => {}
             Reach::One(address) => out.push(notice(address)),
-            Reach::Several(address) => {
-                let gateways = self.live_gateways(viewer);
-                out.extend(gateways.map(|gateway| notice(Address { gateway, ..address })));
-            }
+            Reach::Several(address) => self.tell_several(viewer, out, |gateway| notice(Address { gateway, ..address })),
         }
     }
 
-    /// The gateways to which a user is connected and that are alive.
-    pub(crate) fn live_gateways(&self, user: Slot) -> impl Iterator<Item = GatewayIndex> + '_ {
-        self.sessions.of(user).filter(|gateway| self.gateways.alive(*gateway))
+    #[cold]
+    fn tell_several(&self, viewer: Slot, out: &mut Vec<Notice>, notice: impl Fn(GatewayIndex) -> Notice) {
+        out.extend(self.sessions.told(viewer).map(notice));
     }
 }

@@ -4,6 +4,7 @@
 //! looks at forty places and tells a quarter of them: eight bytes a look, sixteen more for each that is told.
 
 use crate::notice::{Address, GatewayIndex};
+use nearby_schemas::batch::LeftReason;
 use nearby_schemas::{Place, TimestampMs, UserId};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -12,13 +13,15 @@ use std::hash::{BuildHasherDefault, Hasher};
 pub(crate) type Slot = u32;
 
 /// In the table of places: none that counts. No latitude on the globe is equal to it.
-const NOWHERE: Place = Place { lat_e7: i32::MIN, lon_e7: 0 };
+pub(crate) const NOWHERE: Place = Place { lat_e7: i32::MIN, lon_e7: 0 };
 /// Addresses of users who are not connected.
 const NO_GATEWAY: GatewayIndex = GatewayIndex(u32::MAX);
 /// Addresses of users who are connected to several gateways, which the sessions know.
 const SEVERAL_GATEWAYS: GatewayIndex = GatewayIndex(u32::MAX - 1);
 /// Addresses of users whose partition is not held.
 const NO_PARTITION: i32 = -1;
+
+const FEWER_THAN_2_32: &str = "an engine hears less than 2^32 users, because they would not fit into memory";
 
 /// What the engine knows about a user's position, besides the place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,16 +70,34 @@ impl Users {
     #[inline]
     pub(crate) fn slot(&mut self, user: UserId) -> Slot {
         let next = self.places.len();
-        let slot = *self.slots.entry(user).or_insert_with(|| {
-            Slot::try_from(next).expect("an engine hears less than 2^32 users, because they would not fit into memory")
-        });
+        let slot = *self.slots.entry(user).or_insert_with(|| Slot::try_from(next).expect(FEWER_THAN_2_32));
         if slot as usize == next {
-            self.places.push(NOWHERE);
-            self.addresses.push(Address { gateway: NO_GATEWAY, partition: NO_PARTITION, viewer: user });
-            self.times.push(TimestampMs(i64::MIN));
-            self.states.push(State::Unheard);
+            self.push(user);
         }
         slot
+    }
+
+    /// A slot more for a user, which is told of what `hub`, the first, is told when it is time to: see [`Self::follow`].
+    pub(crate) fn add_stand_in(&mut self, hub: Slot) -> Slot {
+        let stand_in = Slot::try_from(self.places.len()).expect(FEWER_THAN_2_32);
+        self.push(self.id(hub));
+        self.follow(stand_in, hub);
+        stand_in
+    }
+
+    /// Brings a stand-in to where its hub is. It is no user that would be counted.
+    pub(crate) fn follow(&mut self, stand_in: Slot, hub: Slot) -> Change {
+        let old = self.place(stand_in);
+        self.places[stand_in as usize] = self.places[hub as usize];
+        self.times[stand_in as usize] = self.times[hub as usize];
+        Change { old, new: self.place(stand_in) }
+    }
+
+    fn push(&mut self, user: UserId) {
+        self.places.push(NOWHERE);
+        self.addresses.push(Address { gateway: NO_GATEWAY, partition: NO_PARTITION, viewer: user });
+        self.times.push(TimestampMs(i64::MIN));
+        self.states.push(State::Unheard);
     }
 
     /// The slot of a user who was mentioned before.
@@ -96,10 +117,21 @@ impl Users {
         (place.lat_e7 != NOWHERE.lat_e7).then_some(place)
     }
 
+    /// Where everybody is, by slot; `NOWHERE` where that does not count.
+    #[inline]
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
     /// Time of the user's position: of the report, or of the withdrawal.
     #[inline]
     pub(crate) fn time(&self, slot: Slot) -> TimestampMs {
         self.times[slot as usize]
+    }
+
+    /// Why the user's place does not count.
+    pub(crate) fn gone(&self, slot: Slot) -> LeftReason {
+        if self.states[slot as usize] == State::Withdrawn { LeftReason::Unshared } else { LeftReason::Inactive }
     }
 
     /// How many users have a place that counts.

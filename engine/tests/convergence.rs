@@ -7,43 +7,86 @@ use model::{Clients, GATEWAY_LOST_AFTER_MS, INACTIVE_AFTER_MS, Input, Model, RAD
 use nearby_engine::{Counts, Engine, EngineSettings, Notice};
 use nearby_schemas::{Place, TimestampMs, UserId};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
+const LOOKS_AT_ONCE_MAX: usize = 4_096;
 const USERS: i64 = 7;
 const GATEWAYS: u8 = 3;
+
+/// Far more calls than it takes to do what is left.
+const RESUMED_MAX: usize = 2_000;
 
 /// An engine, its clients and the model, side by side.
 struct Bench {
     engine: Engine,
     model: Model,
     clients: Clients,
+    /// Sessions that have to get a snapshot before nothing waits.
+    asked: BTreeSet<(i64, u8)>,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    /// With an engine that looks at so many edges at once.
+    fn new(looks_at_once_max: usize) -> Bench {
         let settings = EngineSettings {
             radius_m: RADIUS_M,
             inactive_after_ms: INACTIVE_AFTER_MS,
             gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
         };
-        Bench { engine: Engine::new(settings), model: Model::default(), clients: Clients::default() }
+        let engine = Engine::with_looks_at_once(settings, looks_at_once_max);
+        Bench { engine, model: Model::default(), clients: Clients::default(), asked: BTreeSet::new() }
     }
 
-    /// One input to all three; what clients show afterwards is what the model says.
+    /// One input to all three; what clients show when nothing waits is what the model says.
     fn step(&mut self, input: &Input, now: i64) {
+        self.take(input, now);
+        self.settle(input);
+    }
+
+    /// One input to all three. Something may be left to do.
+    fn take(&mut self, input: &Input, now: i64) {
         let out = call(&mut self.engine, input, now);
-        self.clients.snapshots.clear();
-        for notice in &out {
-            self.clients.hear(notice, |notice| self.engine.gateway_id(gateway_of(notice)).clone());
-        }
         let asked = self.model.take(input, now);
+        self.asked.extend(asked);
+        self.hear(&out, input);
+    }
+
+    fn settle(&mut self, input: &Input) {
+        let mut waits = true;
+        for _ in 0..RESUMED_MAX {
+            let mut out = Vec::new();
+            waits = self.engine.resume(TimestampMs(self.model.now), &mut out);
+            self.hear(&out, input);
+            if !waits {
+                break;
+            }
+        }
+        assert!(!waits, "still something to do after {input:?}");
         let live = self.model.live();
-        for session in asked.iter().filter(|session| live.contains(session)) {
+        for session in self.asked.iter().filter(|session| live.contains(session)) {
             assert!(self.clients.snapshots.contains(session), "no snapshot for {session:?} after {input:?}");
         }
-        assert!(self.clients.snapshots.is_subset(&live), "a snapshot after {input:?} for who is not connected");
+        self.asked.clear();
+        self.clients.snapshots.clear();
         // Who is not connected has to get a snapshot before anything else.
         self.clients.clients.retain(|session, _| live.contains(session));
         self.check(input);
+    }
+
+    fn hear(&mut self, out: &[Notice], input: &Input) {
+        let live = self.model.live();
+        for notice in out {
+            let gateway_id = self.engine.gateway_id(gateway_of(notice)).clone();
+            self.clients.hear(notice, |_| gateway_id.clone());
+            assert!(self.model.serves(viewer_of(notice)), "{notice:?} for a partition that is not served");
+            if let Notice::Snapshot { to, .. } = notice {
+                let mut sessions = live.iter().filter(|(viewer, _)| *viewer == to.viewer.0);
+                assert!(
+                    sessions.any(|(_, gateway)| model::gateway_id(*gateway) == gateway_id),
+                    "a snapshot after {input:?} for who is not connected"
+                );
+            }
+        }
     }
 
     fn check(&self, input: &Input) {
@@ -71,6 +114,15 @@ fn gateway_of(notice: &Notice) -> nearby_engine::GatewayIndex {
         | Notice::FriendLeft { to, .. }
         | Notice::ViewerMoved { to, .. }
         | Notice::Snapshot { to, .. } => to.gateway,
+    }
+}
+
+fn viewer_of(notice: &Notice) -> i64 {
+    match notice {
+        Notice::FriendMoved { to, .. }
+        | Notice::FriendLeft { to, .. }
+        | Notice::ViewerMoved { to, .. }
+        | Notice::Snapshot { to, .. } => to.viewer.0,
     }
 }
 
@@ -182,12 +234,36 @@ proptest! {
 
     #[test]
     fn clients_show_what_the_rules_say_after_every_input(is_warm: bool, history in histories(120)) {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new(LOOKS_AT_ONCE_MAX);
         if is_warm {
             warm().iter().for_each(|input| bench.step(input, 1_000_000));
         }
         for (input, now) in &history {
             bench.step(input, *now);
+        }
+    }
+
+    /// An engine that can hardly do anything at once: friends of two viewers are hubs, and partitions of two viewers are
+    /// served in several calls. Inputs come in between; when nothing waits, clients show what the rules say.
+    #[test]
+    fn clients_show_what_the_rules_say_when_nothing_waits(
+        looks_at_once_max in prop_oneof![3 => 1..4_usize, 1 => 4..60_usize],
+        is_warm: bool,
+        history in histories(120),
+        settles in prop::collection::vec(prop::bool::weighted(0.3), 120),
+    ) {
+        let mut bench = Bench::new(looks_at_once_max);
+        if is_warm {
+            warm().iter().for_each(|input| bench.take(input, 1_000_000));
+        }
+        for ((input, now), settles) in history.iter().zip(settles) {
+            bench.take(input, *now);
+            if settles {
+                bench.settle(input);
+            }
+        }
+        if let Some((input, _)) = history.last() {
+            bench.settle(input);
         }
     }
 
@@ -201,7 +277,7 @@ proptest! {
         let inputs: Vec<(Input, i64)> =
             history.into_iter().filter(|(input, _)| !matches!(input, Input::Forget { .. })).collect();
         let end = inputs.iter().map(|(_, now)| *now).max().unwrap_or(0);
-        let mut log_order = Bench::new();
+        let mut log_order = Bench::new(LOOKS_AT_ONCE_MAX);
         for (input, now) in &inputs {
             log_order.step(input, *now);
         }
@@ -211,7 +287,7 @@ proptest! {
         for (input, _) in inputs {
             streams[usize::try_from(stream(&input)).expect("streams count from 0")].push_back(input);
         }
-        let (mut other_order, mut now) = (Bench::new(), 1_000_000);
+        let (mut other_order, mut now) = (Bench::new(3), 1_000_000);
         for (pick, step_ms) in picks.iter().cycle() {
             streams.retain(|stream| !stream.is_empty());
             if streams.is_empty() {

@@ -38,7 +38,7 @@ pub type View = BTreeMap<i64, (Place, i64)>;
 /// What the log says.
 #[derive(Default)]
 pub struct Model {
-    now: i64,
+    pub now: i64,
     positions: BTreeMap<i64, (i64, Option<Place>)>,
     lists: BTreeMap<i64, BTreeSet<i64>>,
     sessions: BTreeMap<(i64, u8), i64>,
@@ -107,6 +107,11 @@ impl Model {
         };
         let live = |(user, gateway): &(i64, u8)| self.served.contains(&partition(*user)) && alive(gateway);
         self.sessions.keys().copied().filter(live).collect()
+    }
+
+    /// Whether the viewer's partition is served.
+    pub fn serves(&self, viewer: i64) -> bool {
+        self.served.contains(&partition(viewer))
     }
 
     /// R1, for a connected viewer.

@@ -6,7 +6,8 @@
 //! open 1 @g1 [ask 5]             close 1 @g1
 //! 2 reports 37.77,-122.41 [of 5s]     2 unshares [of 5s]        time of the report, if not now
 //! beat g1 [appended 3s]          unbeat g1
-//! serve 0     forget 0     again 1 @g1     tick
+//! serve 0     forget 0     again 1 @g1     tick     resume
+//! looks 2                        an engine that looks at so few edges at once; only in front of everything
 //! stale 24h   counts             questions
 //! 7 is in 3                      partition of a user, if not 0
 //! ```
@@ -20,12 +21,8 @@ use std::fmt::Write;
 
 /// Runs the script with the default settings and compares what was told.
 pub fn check(script: &str, expected: Expect) {
-    let mut run = Run {
-        engine: Engine::new(EngineSettings::default()),
-        now: TimestampMs(0),
-        partitions: BTreeMap::new(),
-        told: String::new(),
-    };
+    let engine = Engine::new(EngineSettings::default());
+    let mut run = Run { engine, now: TimestampMs(0), partitions: BTreeMap::new(), told: String::new() };
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         run.line(line);
     }
@@ -60,6 +57,9 @@ impl Run {
         let (now, mut out) = (self.now, Vec::new());
         match *words {
             ["stale", lost_for] => return Some(self.stale(lost_for)),
+            ["looks", at_once_max] => {
+                self.engine = Engine::with_looks_at_once(EngineSettings::default(), at_once_max.parse().ok()?);
+            }
             ["counts"] => return Some(vec![format!("{:?}", self.engine.counts())]),
             [who, "is", "in", partition] => drop(self.partitions.insert(user(who), partition.parse().ok()?)),
             ["list", who, ref friends @ ..] => {
@@ -80,6 +80,12 @@ impl Run {
             ["beat", on, "appended", then] => self.engine.heartbeat(&gateway(on), time(then), now, &mut out),
             ["unbeat", on] => self.engine.gateway_removed(&gateway(on), now, &mut out),
             ["tick"] => self.engine.tick(now, &mut out),
+            ["resume"] => {
+                let waits = self.engine.resume(now, &mut out);
+                let mut told: Vec<String> = out.iter().map(|notice| self.text(notice)).collect();
+                told.push(if waits { "there is more" } else { "nothing waits" }.to_owned());
+                return Some(told);
+            }
             ["serve", partition] => self.engine.serve(partition.parse().ok()?, now, &mut out),
             ["forget", partition] => self.engine.forget(partition.parse().ok()?),
             ["again", who, on] => self.engine.snapshot_again(user(who), &gateway(on), now, &mut out),
