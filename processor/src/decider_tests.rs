@@ -4,6 +4,7 @@ use super::*;
 use crate::ownership::LINGER_MAX_MS;
 use crate::packing::viewers_of;
 use crate::wake::{Listed, Reported, Sessioned};
+use nearby_engine::EngineSettings;
 use nearby_schemas::Place;
 use nearby_schemas::batch::{Event, FriendMovedBatch};
 use nearby_schemas::codec::Codec;
@@ -19,7 +20,7 @@ struct Story {
 
 impl Story {
     fn new() -> Story {
-        Story { decider: Decider::new(EngineSettings::default(), 2), clock_ms: 0 }
+        Story { decider: Decider::new(Engine::new(EngineSettings::default()), 2), clock_ms: 0 }
     }
 
     fn wake(&mut self, wake: Wake) -> Vec<Action> {

@@ -4,7 +4,7 @@ use crate::decider::{Action, Decider, Progress};
 use crate::outbox::Outbox;
 use crate::readers::Readers;
 use crate::wake::Wake;
-use nearby_engine::EngineSettings;
+use nearby_engine::{Engine, EngineSettings};
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
@@ -53,7 +53,7 @@ impl Drive {
         readiness: Readiness,
     ) -> Drive {
         Drive {
-            decider: Decider::new(settings, readers.partitions),
+            decider: Decider::new(Engine::new(settings), readers.partitions),
             readers,
             outbox,
             appender,
@@ -73,6 +73,8 @@ impl Drive {
         let mut next_make_good = Instant::now();
         let mut next_cleaning = Instant::now() + CLEANING_INTERVAL;
         let mut stopped_at: Option<Instant> = None;
+        // The engine has not done all that earlier wakes brought.
+        let mut unfinished = false;
         loop {
             let now = Instant::now();
             if stop.is_cancelled() {
@@ -86,7 +88,8 @@ impl Drive {
                 break;
             }
             let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
-            match inbox.recv_timeout(due.saturating_duration_since(now)) {
+            let patience = if unfinished { Duration::ZERO } else { due.saturating_duration_since(now) };
+            match inbox.recv_timeout(patience) {
                 Ok(wake) => {
                     self.wake(wake);
                     for wake in inbox.try_iter().take(WAKES_AT_ONCE_MAX) {
@@ -110,6 +113,7 @@ impl Drive {
                 next_cleaning = now + CLEANING_INTERVAL;
                 self.decider.clean(&mut self.actions);
             }
+            unfinished = self.decider.resume(TimestampMs::now());
             self.decider.flush(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
             self.act(stop);
         }

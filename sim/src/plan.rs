@@ -114,6 +114,8 @@ pub struct Plan {
     /// For how long anything that is shown may have been out of date. What stands still may do so for a minute, twice in a
     /// row, and others wait for it.
     pub stale_ms_max: i64,
+    /// The bound on one call of the engine, small enough to be hit.
+    pub looks_at_once_max: usize,
     /// Records in a transaction of a sink.
     pub rows_max: u32,
     /// Where most people live.
@@ -162,6 +164,7 @@ impl Plan {
             pace_ms_max: *dice.pick(&[5, 30, 150]),
             fault_interval_ms: *dice.pick(&[1_000, 4_000, 15_000]),
             stale_ms_max,
+            looks_at_once_max: *dice.pick(&[1, 3, 10, 4_096]),
             rows_max: u32::try_from(dice.between(1, 40)).unwrap_or(1),
             home: *dice.pick(&HOMES),
             faults,

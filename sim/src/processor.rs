@@ -5,7 +5,7 @@ use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
 use crate::judge::{GATEWAY_LOST_AFTER_MS, RADIUS_M};
 use crate::member::Member;
-use nearby_engine::{EngineSettings, GatewayIndex};
+use nearby_engine::{Engine, EngineSettings, GatewayIndex};
 use nearby_processor::decider::{Action, Decider};
 use nearby_processor::packing::{Batch, viewers_of};
 use nearby_processor::records::{Raw, oldest_needed};
@@ -39,6 +39,8 @@ pub struct Processor {
 struct Run {
     producer: ProducerId,
     decider: Decider,
+    /// The engine has not done all that earlier wakes brought.
+    unfinished: bool,
     /// What the readers and the member have handed on.
     inbox: VecDeque<Wake>,
     /// Positions in `location-events`.
@@ -62,8 +64,8 @@ struct Run {
 /// How far a partition was read.
 struct Reading {
     next: i64,
-    /// Where it counts as read to the end; the end of the topic, if none.
-    end: Option<i64>,
+    /// Where the partition ended when its reading began.
+    end: i64,
     generation: u64,
     caught_up: bool,
 }
@@ -159,14 +161,14 @@ impl Run {
         let oldest = oldest_needed(settings.inactive_after_ms, around.wall(ahead_ms));
         let reading = |partition| {
             let next = around.broker.offset_at(Topic::LocationEvents, partition, oldest);
-            let end = Some(around.broker.ends(Topic::LocationEvents, partition).1);
-            (partition, Reading { next, end, generation: 0, caught_up: false })
+            (partition, Reading::new(around, Topic::LocationEvents, partition, next, 0))
         };
-        let partitions = around.plan.partitions;
+        let (partitions, looks_at_once_max) = (around.plan.partitions, around.plan.looks_at_once_max);
         let reports = (0..partitions).map(reading).collect();
         Run {
             producer: around.broker.producer(who),
-            decider: Decider::new(settings, partitions),
+            decider: Decider::new(Engine::with_looks_at_once(settings, looks_at_once_max), partitions),
+            unfinished: false,
             inbox: VecDeque::new(),
             reports,
             heartbeats: 0,
@@ -215,7 +217,7 @@ impl Run {
         if !reports.is_empty() {
             inbox.push_back(Wake::Reports(reports));
         }
-        let mut heartbeats = Reading { next: self.heartbeats, end: None, generation: 0, caught_up: true };
+        let mut heartbeats = Reading::new(around, Topic::Gateways, 0, self.heartbeats, 0);
         read_some(around, Topic::Gateways, 0, &mut heartbeats, |around, raw| {
             inbox.extend(around.decoders.heartbeat(raw));
         });
@@ -265,6 +267,7 @@ impl Run {
                 self.decider.clean(&mut self.actions);
             }
         }
+        self.unfinished = self.decider.resume(now);
         self.decider.flush(now, clock, &mut self.actions);
         self.act(around)
     }
@@ -279,12 +282,15 @@ impl Run {
         let mut quits = false;
         for action in std::mem::take(&mut self.actions) {
             match action {
-                Action::Join => self.member = Some(Member::join(around)),
+                Action::Join => {
+                    self.check_restored(self.reports.values(), "joins before all positions are read", around);
+                    self.member = Some(Member::join(around));
+                }
                 Action::Read(partitions, generation) => {
                     for partition in partitions {
-                        let reading = || Reading { next: 0, end: None, generation, caught_up: false };
-                        self.lists.insert(partition, reading());
-                        self.sessions.insert(partition, reading());
+                        let reading = |topic| Reading::new(around, topic, partition, 0, generation);
+                        self.lists.insert(partition, reading(Topic::FriendLists));
+                        self.sessions.insert(partition, reading(Topic::Sessions));
                     }
                 }
                 Action::StopReading(partition) => {
@@ -292,6 +298,8 @@ impl Run {
                     self.sessions.remove(&partition);
                 }
                 Action::Claim(partitions) => {
+                    let readings = partitions.iter().flat_map(|of| [self.lists.get(of), self.sessions.get(of)]);
+                    self.check_restored(readings.flatten(), "claims a partition that is not restored", around);
                     if let Some(member) = &mut self.member {
                         member.claim(partitions);
                     }
@@ -316,6 +324,12 @@ impl Run {
         quits
     }
 
+    fn check_restored<'a>(&self, mut readings: impl Iterator<Item = &'a Reading>, what: &str, around: &mut Around) {
+        if readings.any(|reading| reading.next < reading.end) {
+            around.judge.blame(around.agenda.now_ms(), format!("a processor {what}"));
+        }
+    }
+
     fn send(&mut self, batch: Batch, around: &mut Around) {
         let number = number_of(self.decider.gateway_id(batch.gateway).as_str());
         self.next_token += 1;
@@ -329,7 +343,8 @@ impl Run {
         let more = |topic, (partition, reading): (&i32, &Reading)| {
             !reading.caught_up || around.broker.read(topic, *partition, reading.next).is_some()
         };
-        !self.inbox.is_empty()
+        self.unfinished
+            || !self.inbox.is_empty()
             || self.reports.iter().any(|reading| more(Topic::LocationEvents, reading))
             || self.lists.iter().any(|reading| more(Topic::FriendLists, reading))
             || self.sessions.iter().any(|reading| more(Topic::Sessions, reading))
@@ -344,13 +359,15 @@ impl Run {
 }
 
 impl Reading {
-    /// Whether its end was reached just now.
+    fn new(around: &Around, topic: Topic, partition: i32, next: i64, generation: u64) -> Reading {
+        Reading { next, end: around.broker.ends(topic, partition).1, generation, caught_up: false }
+    }
+
+    /// Whether its end was reached just now: for reports the end that the log had, for what is compacted that which it has.
     fn ends_now(&mut self, around: &Around, topic: Topic, partition: i32) -> bool {
-        let end = self.end.unwrap_or_else(|| around.broker.ends(topic, partition).1);
-        // What compaction took away was read, too.
-        let read =
-            self.next >= end || (!around.broker.away && around.broker.read(topic, partition, self.next).is_none());
-        let ends_now = read && !around.broker.away && !self.caught_up;
+        let had_read = topic == Topic::LocationEvents && self.next >= self.end;
+        let ends = had_read || around.broker.read(topic, partition, self.next).is_none();
+        let ends_now = ends && !around.broker.away && !self.caught_up;
         self.caught_up |= ends_now;
         ends_now
     }

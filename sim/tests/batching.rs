@@ -1,6 +1,6 @@
 //! Rule R10: however records are grouped, whenever batches are sent and frames are taken, clients show the same in the end.
 
-use nearby_engine::EngineSettings;
+use nearby_engine::{Engine, EngineSettings};
 use nearby_processor::decider::{Action, Decider};
 use nearby_processor::wake::{Listed, Reported, Sessioned, Source, Wake};
 use nearby_pusher::delivery::{Epochs, Outgoing, Shown, SocketId, for_each_viewer};
@@ -40,7 +40,7 @@ struct Pipeline {
 impl Pipeline {
     fn new() -> Pipeline {
         let mut pipeline = Pipeline {
-            decider: Decider::new(EngineSettings::default(), PARTITIONS),
+            decider: Decider::new(Engine::with_looks_at_once(EngineSettings::default(), 3), PARTITIONS),
             sessions: Sessions::default(),
             epochs: Epochs::default(),
             codec: Codec::new(),
@@ -153,6 +153,7 @@ impl Pipeline {
         self.wake(Wake::Reports(reports));
         self.wake(Wake::Lists(lists));
         self.tick();
+        while self.decider.resume(TimestampMs(self.now_ms)) {}
         self.flush(true);
         USERS.into_iter().for_each(|user| self.frame(user));
         self.views
