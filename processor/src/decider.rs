@@ -20,12 +20,12 @@ const SESSION_OF_LOST_GATEWAY_MAX_MS: i64 = 86_400_000;
 const PREFETCHED_AT_ONCE: usize = 16;
 /// The wall clock may step back by so much. After a greater step everything that the engine expired meanwhile would stay
 /// so until the clock has caught up; a new process reads it again.
-const CLOCK_BACK_MS_MAX: i64 = 5_000;
+pub(crate) const CLOCK_BACK_MS_MAX: i64 = 5_000;
 
 /// What has to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Join the group: every position has been read.
+    /// Join the group: every position and every gateway is known.
     Join,
     /// Read the lists and sessions of these partitions from the beginning; their ends are news of this generation.
     Read(Vec<i32>, u64),
@@ -46,12 +46,14 @@ pub enum Action {
 /// How far a processor has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The reports of so many partitions are still to be read.
+    /// The reports of so many partitions are still to be read, or, if none, the heartbeats of gateways.
     RestoringPositions(usize),
     /// Waiting for the group's first word.
     Joining,
     /// So many owned partitions are not served yet.
     RestoringViewers(usize),
+    /// Viewers of what it owns are being sent snapshots.
+    SendingSnapshots,
     /// It serves what it owns.
     Serving,
 }
@@ -65,10 +67,14 @@ pub struct Decider {
     packing: Packing,
     /// Partitions of reports that are not restored yet.
     unrestored: BTreeSet<i32>,
+    /// The heartbeats of gateways are not restored yet.
+    gateways_unknown: bool,
     /// Grows with every reading that begins, so that the end of an earlier one is not taken for that of a later one.
     generation: u64,
     /// The generation in which each owned partition began to be read.
     read_since: BTreeMap<i32, u64>,
+    /// Viewers of a partition that is served since may not have their snapshots yet.
+    snapshots_wait: bool,
     /// The group has said at least once what is ours, be it nothing.
     assigned: bool,
     latest_now: TimestampMs,
@@ -77,18 +83,21 @@ pub struct Decider {
 }
 
 impl Decider {
-    /// Knows nothing yet, in a cluster with so many partitions of users. The engine is a new one.
-    pub fn new(engine: Engine, partitions: i32) -> Decider {
+    /// Knows nothing yet, in a cluster with so many partitions of users. The engine is a new one; `now` decided from where
+    /// reports are read.
+    pub fn new(engine: Engine, partitions: i32, now: TimestampMs) -> Decider {
         Decider {
             engine,
             ownership: Ownership::default(),
             epochs: BTreeMap::new(),
             packing: Packing::new(),
             unrestored: (0..partitions).collect(),
+            gateways_unknown: true,
             generation: 0,
             read_since: BTreeMap::new(),
+            snapshots_wait: false,
             assigned: false,
-            latest_now: TimestampMs(i64::MIN),
+            latest_now: now,
             notices: Vec::new(),
             closed: Vec::new(),
         }
@@ -118,9 +127,15 @@ impl Decider {
             }
             Wake::Heartbeat(gateway, Some(appended_at)) => engine.heartbeat(&gateway, appended_at, now, out),
             Wake::Heartbeat(gateway, None) => engine.gateway_removed(&gateway, now, out),
-            Wake::CaughtUp(Source::Reports, partition, _) => {
-                // Joins when every position is there, not before: an owner must not tell from half of the truth.
-                if self.unrestored.remove(&partition) && self.unrestored.is_empty() {
+            Wake::CaughtUp(source @ (Source::Reports | Source::Heartbeats), partition, _) => {
+                let was_restored = self.is_restored();
+                match source {
+                    Source::Reports => drop(self.unrestored.remove(&partition)),
+                    _ => self.gateways_unknown = false,
+                }
+                // Joins when every position and every gateway is known, not before: an owner must not tell from half of the
+                // truth, nor take over from another and then tell nobody.
+                if !was_restored && self.is_restored() {
                     actions.push(Action::Join);
                 }
             }
@@ -153,7 +168,9 @@ impl Decider {
     /// Goes on with what earlier wakes have left to do; says whether there is more. To be called after each group of wakes,
     /// and again at once if there is more and no wake.
     pub fn resume(&mut self, now: TimestampMs) -> bool {
-        self.engine.resume(now, &mut self.notices)
+        let more = self.engine.resume(now, &mut self.notices);
+        self.snapshots_wait &= more;
+        more
     }
 
     /// Packs what there is to tell and sends what is full or due; to be called after that.
@@ -191,11 +208,12 @@ impl Decider {
 
     /// How far it has come.
     pub fn progress(&self) -> Progress {
-        match (self.unrestored.len(), self.ownership.unserved()) {
-            (0, 0) if self.assigned => Progress::Serving,
-            (0, 0) => Progress::Joining,
-            (0, unserved) => Progress::RestoringViewers(unserved),
-            (unrestored, _) => Progress::RestoringPositions(unrestored),
+        match (self.is_restored(), self.ownership.unserved()) {
+            (false, _) => Progress::RestoringPositions(self.unrestored.len()),
+            (true, 0) if !self.assigned => Progress::Joining,
+            (true, 0) if self.snapshots_wait => Progress::SendingSnapshots,
+            (true, 0) => Progress::Serving,
+            (true, unserved) => Progress::RestoringViewers(unserved),
         }
     }
 
@@ -219,6 +237,10 @@ impl Decider {
         self.engine.gateway_id(gateway)
     }
 
+    fn is_restored(&self) -> bool {
+        self.unrestored.is_empty() && !self.gateways_unknown
+    }
+
     fn take(&mut self, steps: Vec<Step>, now: TimestampMs, clock: Duration, actions: &mut Vec<Action>) {
         for step in steps {
             match step {
@@ -234,6 +256,7 @@ impl Decider {
                     self.pack(now, clock);
                     self.epochs.insert(partition, epoch);
                     self.engine.serve(partition, now, &mut self.notices);
+                    self.snapshots_wait = true;
                     tracing::info!(partition, epoch = epoch.0, "serving");
                 }
                 Step::Forget(partition) => {

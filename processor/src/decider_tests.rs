@@ -20,7 +20,7 @@ struct Story {
 
 impl Story {
     fn new() -> Story {
-        Story { decider: Decider::new(Engine::new(EngineSettings::default()), 2), clock_ms: 0 }
+        Story { decider: Decider::new(Engine::new(EngineSettings::default()), 2, NOW), clock_ms: 0 }
     }
 
     fn wake(&mut self, wake: Wake) -> Vec<Action> {
@@ -69,6 +69,7 @@ impl Story {
     fn serving(generation: u64, epoch: i64) -> Story {
         let mut story = Story::new();
         (0..2).for_each(|partition| drop(story.wake(Wake::CaughtUp(Source::Reports, partition, 0))));
+        assert_eq!(story.wake(Wake::CaughtUp(Source::Heartbeats, 0, 0)), [Action::Join]);
         assert_eq!(story.wake(gained()), [Action::Read(vec![PARTITION], generation)]);
         story.lists_and_sessions();
         story.claims(generation);
@@ -102,12 +103,14 @@ fn friends_in_snapshot((epoch, event): &(i64, Event)) -> (i64, usize) {
 }
 
 #[test]
-fn joins_when_every_position_has_been_read() {
+fn joins_when_every_position_and_every_gateway_is_known() {
     let mut story = Story::new();
     assert_eq!(story.decider.progress(), Progress::RestoringPositions(2));
     assert_eq!(story.wake(Wake::CaughtUp(Source::Reports, 1, 0)), []);
-    assert_eq!(story.wake(Wake::CaughtUp(Source::Reports, 0, 0)), [Action::Join]);
-    assert_eq!(story.wake(Wake::CaughtUp(Source::Reports, 0, 0)), [], "once");
+    assert_eq!(story.wake(Wake::CaughtUp(Source::Reports, 0, 0)), []);
+    assert_eq!(story.decider.progress(), Progress::RestoringPositions(0));
+    assert_eq!(story.wake(Wake::CaughtUp(Source::Heartbeats, 0, 0)), [Action::Join]);
+    assert_eq!(story.wake(Wake::CaughtUp(Source::Heartbeats, 0, 0)), [], "once");
     assert_eq!(story.decider.progress(), Progress::Joining);
     story.wake(Wake::Membership(MembershipEvent::Gained(vec![])));
     assert_eq!(story.decider.progress(), Progress::Serving, "of nothing");
@@ -118,6 +121,9 @@ fn serves_with_a_snapshot_under_its_epoch() {
     let mut story = Story::serving(1, 77);
     story.report(1);
     story.report(2);
+    assert_eq!(story.decider.progress(), Progress::SendingSnapshots);
+    while story.decider.resume(NOW) {}
+    assert_eq!(story.decider.progress(), Progress::Serving);
     let sent = story.sent();
     assert_eq!(friends_in_snapshot(&sent[0]), (77, 0));
     assert!(matches!(sent[1..], [(77, Event::ViewerMoved(_)), (77, Event::FriendMoved(_))]), "{sent:?}");
@@ -178,7 +184,6 @@ fn records_of_partitions_that_are_not_held_are_passed_over() {
 #[test]
 fn a_clock_that_was_set_back_ends_the_process() {
     let mut story = Story::new();
-    story.tick();
     let mut actions = Vec::new();
     story.decider.tick(NOW.plus_ms(-CLOCK_BACK_MS_MAX), Duration::ZERO, &mut actions);
     assert_eq!(actions, [], "a small step is nothing");

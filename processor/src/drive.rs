@@ -4,7 +4,6 @@ use crate::decider::{Action, Decider, Progress};
 use crate::outbox::Outbox;
 use crate::readers::Readers;
 use crate::wake::Wake;
-use nearby_engine::{Engine, EngineSettings};
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
@@ -20,8 +19,11 @@ const TICK: Duration = Duration::from_millis(200);
 /// Lost batches are made good for at most so often.
 const MAKE_GOOD_INTERVAL: Duration = Duration::from_secs(1);
 const CLEANING_INTERVAL: Duration = Duration::from_secs(600);
-/// Wakes taken in a row before the batches get their turn.
+/// Wakes taken in a row before the batches get their turn, and for how long they are taken.
 const WAKES_AT_ONCE_MAX: usize = 64;
+const TURN_MAX: Duration = Duration::from_millis(5);
+/// Viewers who get snapshots in one turn because a batch was lost.
+const MADE_GOOD_AT_ONCE_MAX: usize = 1_000;
 const END_FLUSH: Duration = Duration::from_secs(3);
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -44,7 +46,7 @@ pub(crate) struct Drive {
 
 impl Drive {
     pub fn new(
-        settings: EngineSettings,
+        decider: Decider,
         readers: Readers,
         outbox: Outbox,
         appender: Appender,
@@ -53,7 +55,7 @@ impl Drive {
         readiness: Readiness,
     ) -> Drive {
         Drive {
-            decider: Decider::new(Engine::new(settings), readers.partitions),
+            decider,
             readers,
             outbox,
             appender,
@@ -68,7 +70,7 @@ impl Drive {
     }
 
     /// Runs until the stop, and then until successors have taken over, at most `handover_max`.
-    pub fn run(mut self, inbox: &Receiver<Wake>, stop: &Stop, handover_max: Duration) {
+    pub fn run(mut self, inbox: Receiver<Wake>, stop: &Stop, handover_max: Duration) {
         let mut next_tick = Instant::now();
         let mut next_make_good = Instant::now();
         let mut next_cleaning = Instant::now() + CLEANING_INTERVAL;
@@ -91,9 +93,13 @@ impl Drive {
             let patience = if unfinished { Duration::ZERO } else { due.saturating_duration_since(now) };
             match inbox.recv_timeout(patience) {
                 Ok(wake) => {
+                    let begun = Instant::now();
                     self.wake(wake);
                     for wake in inbox.try_iter().take(WAKES_AT_ONCE_MAX) {
                         self.wake(wake);
+                        if begun.elapsed() >= TURN_MAX {
+                            break;
+                        }
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -102,8 +108,12 @@ impl Drive {
             }
             let now = Instant::now();
             if now >= next_make_good {
-                next_make_good = now + MAKE_GOOD_INTERVAL;
-                self.decider.make_good(self.outbox.take_unacknowledged(), TimestampMs::now());
+                let lost = self.outbox.take_unacknowledged(MADE_GOOD_AT_ONCE_MAX);
+                // Where there were more, the next ones come after what was decided is on its way.
+                if lost.len() < MADE_GOOD_AT_ONCE_MAX {
+                    next_make_good = now + MAKE_GOOD_INTERVAL;
+                }
+                self.decider.make_good(lost, TimestampMs::now());
             }
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -120,6 +130,8 @@ impl Drive {
         self.decider.end(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
         self.act(stop);
         self.outbox.flush(END_FLUSH);
+        // Nobody takes wakes any more: a member that waits for room in the inbox could not leave the group.
+        drop(inbox);
         // Who is known to have left need not be waited for by the group when the next one joins.
         if let Some(membership) = &self.membership
             && !membership.end(LEAVE_LIMIT)
@@ -146,6 +158,9 @@ impl Drive {
     }
 
     fn tick(&mut self) {
+        if let Some(because) = self.outbox.failed() {
+            self.broken = Some(format!("its producer has failed for good: {because}"));
+        }
         self.decider.tick(TimestampMs::now(), self.started_at.elapsed(), &mut self.actions);
         let counts = self.decider.counts();
         for (what, count) in [
@@ -161,8 +176,10 @@ impl Drive {
         }
         let waits_for = match self.decider.progress() {
             Progress::Serving => return self.readiness.ready("processor"),
+            Progress::RestoringPositions(0) => "restoring gateways".to_owned(),
             Progress::RestoringPositions(missing) => format!("restoring positions: {missing} partitions to go"),
             Progress::RestoringViewers(missing) => format!("restoring viewers: {missing} partitions to go"),
+            Progress::SendingSnapshots => "sending snapshots".to_owned(),
             Progress::Joining => "joining the group".to_owned(),
         };
         self.readiness.not_ready("processor", waits_for);

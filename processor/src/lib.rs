@@ -14,7 +14,9 @@ mod readers;
 pub mod records;
 pub mod wake;
 
-use nearby_engine::EngineSettings;
+use decider::Decider;
+use nearby_engine::{Engine, EngineSettings};
+use nearby_schemas::TimestampMs;
 use nearby_service::health::Readiness;
 use nearby_service::kafka::{ClusterError, Kafka};
 use nearby_service::settings::RuleSettings;
@@ -71,12 +73,22 @@ impl Processor {
         let readers_stop = Stop::new();
         let (wakes, inbox) = wake::channel();
         let appender = Appender::new(kafka)?;
-        let readers = readers::Readers::start(kafka, partitions, &engine, &wakes, &appender, &readers_stop)?;
+        let now = TimestampMs::now();
+        let oldest = records::oldest_needed(engine.inactive_after_ms, now);
+        let readers = readers::Readers::start(kafka, partitions, oldest, &wakes, &appender, &readers_stop)?;
         let outbox = outbox::Outbox::new(kafka)?;
-        let drive = drive::Drive::new(engine, readers, outbox, appender, kafka.clone(), wakes, readiness);
+        let drive = drive::Drive::new(
+            Decider::new(Engine::new(engine), partitions, now),
+            readers,
+            outbox,
+            appender,
+            kafka.clone(),
+            wakes,
+            readiness,
+        );
         let handover_max = settings.handover_max;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            drive.run(&inbox, &stop, handover_max);
+            drive.run(inbox, &stop, handover_max);
             readers_stop.cancel();
         })?;
         Ok(Processor { thread })

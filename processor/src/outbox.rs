@@ -76,11 +76,18 @@ impl Outbox {
         }
     }
 
-    /// Viewers who have to be told everything again; asks once.
-    pub fn take_unacknowledged(&self) -> BTreeSet<(GatewayIndex, UserId)> {
+    /// Viewers who have to be told everything again, at most so many; each once.
+    pub fn take_unacknowledged(&self, at_once_max: usize) -> BTreeSet<(GatewayIndex, UserId)> {
         let deliveries = self.producer.client().context();
         let mut unacknowledged = deliveries.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *unacknowledged)
+        let rest = unacknowledged.iter().nth(at_once_max).copied();
+        let rest = rest.map(|first| unacknowledged.split_off(&first)).unwrap_or_default();
+        std::mem::replace(&mut *unacknowledged, rest)
+    }
+
+    /// Why nothing can be sent any more, if the producer has failed for good.
+    pub fn failed(&self) -> Option<String> {
+        self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
     /// Waits for the acknowledgements of what was sent, at most `limit`.
@@ -88,5 +95,35 @@ impl Outbox {
         if let Err(error) = self.producer.flush(limit) {
             tracing::warn!(%error, "the last batches were not acknowledged in time");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearby_schemas::topics::Topics;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    #[test]
+    fn tells_that_its_producer_has_failed_for_good() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let brokers = cluster.bootstrap_servers();
+        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let outbox = Outbox::new(&kafka).expect("a producer");
+        let send = || {
+            outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });
+            outbox.flush(Duration::from_secs(10));
+        };
+        send();
+        assert_eq!(outbox.failed(), None);
+
+        // A broker says so that has lost what it had acknowledged.
+        let lost = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER];
+        cluster.request_errors(RDKafkaApiKey::Produce, &lost);
+        send();
+        let because = outbox.failed().expect("has failed for good");
+        assert!(because.contains("sequence"), "{because}");
     }
 }

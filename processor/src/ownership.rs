@@ -78,7 +78,7 @@ impl Ownership {
         match source {
             Source::Lists => *lists = true,
             Source::Sessions => *sessions = true,
-            Source::Reports => {}
+            Source::Reports | Source::Heartbeats => {}
         }
         if !(*lists && *sessions) {
             return false;
@@ -177,6 +177,11 @@ impl Ownership {
                 self.partitions.insert(partition, State::Serving { epoch });
                 vec![Step::Serve(partition, epoch)]
             }
+            // Claimed twice, because it was lost and regained in between: who comes after us compares with the newest.
+            Some(State::Serving { epoch: held }) if epoch > *held => {
+                self.partitions.insert(partition, State::Serving { epoch });
+                vec![Step::Serve(partition, epoch)]
+            }
             // Lost again in the meantime: the epoch is spent, which harms nobody.
             _ => Vec::new(),
         }
@@ -251,6 +256,20 @@ mod tests {
         assert_eq!(ownership.membership(&Gained(vec![3]), 5), [Step::Claim(vec![3]), watch(&[])]);
         assert_eq!(ownership.unserved(), 0, "the old epoch is still served");
         assert_eq!(ownership.membership(&Claimed(3, Epoch(12)), 6), [Step::Serve(3, Epoch(12))]);
+    }
+
+    #[test]
+    fn of_two_claims_the_newest_is_served() {
+        let mut ownership = serving(3, 10);
+        for _ in 0..2 {
+            ownership.membership(&Lost(vec![3]), 0);
+            assert_eq!(ownership.membership(&Gained(vec![3]), 0), [Step::Claim(vec![3]), watch(&[])]);
+        }
+        assert_eq!(ownership.membership(&Claimed(3, Epoch(12)), 1), [Step::Serve(3, Epoch(12))]);
+        assert_eq!(ownership.membership(&Claimed(3, Epoch(13)), 2), [Step::Serve(3, Epoch(13))]);
+        assert_eq!(ownership.membership(&Claimed(3, Epoch(12)), 3), []);
+        ownership.membership(&Lost(vec![3]), 4);
+        assert_eq!(ownership.membership(&EpochSeen(3, Epoch(13)), 5), [], "its own epoch");
     }
 
     #[test]

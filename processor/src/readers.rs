@@ -3,9 +3,8 @@
 //! An undecodable record is counted here. Exactly one reader of each topic also writes the dead letter: for `sessions` that is
 //! the partition's owner, here; for `location-events` and `friend-lists` it is the sink, and for `gateways` the ingest.
 
-use crate::records::{Decoders, Raw, oldest_needed};
+use crate::records::{Decoders, Raw};
 use crate::wake::{Reported, Source, Wake};
-use nearby_engine::EngineSettings;
 use nearby_schemas::TimestampMs;
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
@@ -20,33 +19,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
-/// Readers of the owned partitions, and how far the positions had to be read at the start.
+/// Readers of the owned partitions.
 pub(crate) struct Readers {
     lists: Reader,
     sessions: Reader,
-    /// Partitions of `location-events`.
-    pub partitions: i32,
     /// Of the latest reading that began.
     generation: Arc<AtomicU64>,
 }
 
 impl Readers {
-    /// Starts hearing every report and heartbeat; owned partitions are added later.
+    /// Starts hearing every report, from this append time on, and every heartbeat; owned partitions are added later.
     pub fn start(
         kafka: &Kafka,
         partitions: i32,
-        engine: &EngineSettings,
+        oldest: TimestampMs,
         wakes: &SyncSender<Wake>,
         appender: &Appender,
         stop: &Stop,
     ) -> Result<Readers, KafkaError> {
-        hear_reports(kafka, partitions, engine, wakes.clone(), stop)?;
+        hear_reports(kafka, partitions, oldest, wakes.clone(), stop)?;
         hear_heartbeats(kafka, partitions, wakes.clone(), stop)?;
         let generation = Arc::new(AtomicU64::new(0));
         let wakes = Wakes { wakes: wakes.clone(), generation: Arc::clone(&generation) };
         let lists = hear_lists(kafka, partitions, wakes.clone(), stop)?;
         let sessions = hear_sessions(kafka, partitions, wakes, appender.clone(), stop)?;
-        Ok(Readers { lists, sessions, partitions, generation })
+        Ok(Readers { lists, sessions, generation })
     }
 
     /// Reads lists and sessions of these partitions from the beginning, in a reading of this generation.
@@ -71,11 +68,11 @@ struct Wakes {
     generation: Arc<AtomicU64>,
 }
 
-/// All partitions, from as long ago as a position may still count.
+/// All partitions, from this append time on.
 fn hear_reports(
     kafka: &Kafka,
     partitions: i32,
-    engine: &EngineSettings,
+    oldest: TimestampMs,
     wakes: SyncSender<Wake>,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
@@ -106,11 +103,10 @@ fn hear_reports(
                 Read::Pause | Read::OffsetOutOfLog(_) => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
             }
         })?;
-    let oldest_ms = oldest_needed(engine.inactive_after_ms, TimestampMs::now()).0;
     let starts = if kafka.embedded {
         (0..partitions).map(|partition| (partition, Start::Beginning)).collect()
     } else {
-        reader.offsets_at(partitions, oldest_ms)?
+        reader.offsets_at(partitions, oldest.0)?
     };
     let end = |partition| reader.watermarks(partition).map(|(_, end)| (partition, end));
     let end_offsets = (0..partitions).map(end).collect::<Result<BTreeMap<i32, i64>, _>>()?;
@@ -121,10 +117,20 @@ fn hear_reports(
 
 fn hear_heartbeats(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
     let decoders = Decoders::new(partitions);
-    let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
-        let Read::Record(record) = read else { return Ok(()) };
-        counted(record, decoders.heartbeat(raw(record))).map_or(Ok(()), |wake| send(&wakes, wake))
-    })?;
+    let reader =
+        Reader::start(
+            kafka,
+            kafka.topics.gateways(),
+            OutOfLog::GoOnAtBeginning,
+            stop.clone(),
+            move |read| match read {
+                Read::Record(record) => {
+                    counted(record, decoders.heartbeat(raw(record))).map_or(Ok(()), |wake| send(&wakes, wake))
+                }
+                Read::CaughtUp(partition) => send(&wakes, Wake::CaughtUp(Source::Heartbeats, partition, 0)),
+                Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
+            },
+        )?;
     reader.add(&[(0, Start::Beginning)])
 }
 
@@ -171,14 +177,14 @@ fn hand_on<T>(
     source: Source,
     wake: impl Fn(Vec<T>) -> Wake,
 ) -> Result<(), Closed> {
+    // Taken before anything waits for the engine's thread: meanwhile that may have the partition read again, and this is not
+    // the end of that reading. What remains is the moment between the client's poll and here.
+    let generation = wakes.generation.load(Ordering::Acquire);
     if !gathered.is_empty() {
         send(&wakes.wakes, wake(std::mem::take(gathered)))?;
     }
     match read {
-        Read::CaughtUp(partition) => {
-            let generation = wakes.generation.load(Ordering::Acquire);
-            send(&wakes.wakes, Wake::CaughtUp(source, *partition, generation))
-        }
+        Read::CaughtUp(partition) => send(&wakes.wakes, Wake::CaughtUp(source, *partition, generation)),
         Read::Record(_) | Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
     }
 }
@@ -201,4 +207,23 @@ fn count_undecodable(record: &BorrowedMessage<'_>, reason: &str) {
 
 fn send(wakes: &SyncSender<Wake>, wake: Wake) -> Result<(), reader::Closed> {
     wakes.send(wake).map_err(|_| Closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_belongs_to_the_reading_in_which_it_was_come_upon() {
+        let (wakes, inbox) = std::sync::mpsc::sync_channel(2);
+        let wakes = Wakes { wakes, generation: Arc::new(AtomicU64::new(1)) };
+        let read_again = |_| {
+            wakes.generation.store(2, Ordering::Release);
+            Wake::Lists(Vec::new())
+        };
+        let handed_on = hand_on(&wakes, &Read::CaughtUp(7), &mut vec![()], Source::Lists, read_again);
+        assert!(handed_on.is_ok());
+        assert!(matches!(inbox.recv(), Ok(Wake::Lists(_))));
+        assert!(matches!(inbox.recv(), Ok(Wake::CaughtUp(Source::Lists, 7, 1))));
+    }
 }

@@ -1,17 +1,16 @@
 //! Records of the log, as the engine takes them. Pure: bytes in, or the reason why not.
 
+use crate::decider::CLOCK_BACK_MS_MAX;
 use crate::wake::{Listed, Reported, Sessioned, Wake};
 use nearby_schemas::codec::{Codec, DecodeError, Record};
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
 
-/// A machine's clock may be ahead of the broker's by so much.
-const CLOCK_AHEAD_MS_MAX: i64 = 60_000;
-
-/// Reports that were appended before this time need not be read at the start: they do not count any more. Not a moment
-/// later, though: who missed a withdrawal would take a delayed report, made before it, for the latest.
+/// Reports that were appended before this time need not be read at the start: they do not count any more, even if the clock
+/// is set back as far as it may be unnoticed. Not a moment later: who missed a withdrawal would take a delayed report, made
+/// before it, for the latest.
 pub fn oldest_needed(inactive_after_ms: i64, now: TimestampMs) -> TimestampMs {
-    now.plus_ms(inactive_after_ms.saturating_neg()).plus_ms(-CLOCK_AHEAD_MS_MAX)
+    now.plus_ms(inactive_after_ms.saturating_neg()).plus_ms(-CLOCK_BACK_MS_MAX)
 }
 
 /// A record that was read, but for its offset, which nobody here needs.

@@ -51,6 +51,8 @@ pub enum Source {
     Lists,
     /// `sessions`.
     Sessions,
+    /// `gateways`.
+    Heartbeats,
 }
 
 /// What wakes the engine.

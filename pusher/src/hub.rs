@@ -152,8 +152,13 @@ impl Hub {
 
     /// Hands the session's record to the log.
     fn write_session(self: &Arc<Self>, user: UserId, ask: Option<i64>) {
-        let acknowledged = self.append_session(user, ask);
         self.unwritten.fetch_add(1, Ordering::Relaxed);
+        self.write_counted_session(user, ask);
+    }
+
+    /// Hands the record of a session that is counted as unwritten to the log.
+    fn write_counted_session(self: &Arc<Self>, user: UserId, ask: Option<i64>) {
+        let acknowledged = self.append_session(user, ask);
         let hub = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = acknowledged.await {
@@ -162,6 +167,14 @@ impl Hub {
             }
             hub.unwritten.fetch_sub(1, Ordering::Relaxed);
         });
+    }
+
+    /// Users whose session record has to be written again, counted as unwritten.
+    fn take_unacknowledged(&self) -> BTreeSet<UserId> {
+        let mut unacknowledged = self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        // Counted under the lock that `unwritten` takes: a gateway that ends must not see them in neither place and go.
+        self.unwritten.fetch_add(unacknowledged.len(), Ordering::Relaxed);
+        std::mem::take(&mut *unacknowledged)
     }
 
     fn append_session(&self, user: UserId, ask: Option<i64>) -> Acknowledged {
@@ -186,10 +199,34 @@ async fn write_again(hub: Weak<Hub>) {
     loop {
         tokio::time::sleep(SESSION_RETRY).await;
         let Some(hub) = hub.upgrade() else { return };
-        let users = std::mem::take(&mut *hub.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner));
-        for user in users {
+        for user in hub.take_unacknowledged() {
             let shard = hub.shard(user);
-            hub.write_session(user, shard.session(user));
+            hub.write_counted_session(user, shard.session(user));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearby_schemas::topics::Topics;
+    use nearby_service::kafka::Kafka;
+
+    #[tokio::test]
+    async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
+        let brokers = "127.0.0.1:1".to_owned();
+        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let appender = Appender::new(&kafka).expect("a producer");
+        let gateway = GatewayId::new("g1").expect("a legal id");
+        let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender);
+        hub.unacknowledged.lock().expect("not poisoned").extend([UserId(1), UserId(2)]);
+        assert_eq!(hub.unwritten(), 2);
+
+        let users = hub.take_unacknowledged();
+        assert_eq!((users.len(), hub.unwritten()), (2, 2));
+        for user in users {
+            hub.write_counted_session(user, None);
+        }
+        assert_eq!(hub.unwritten(), 2);
     }
 }

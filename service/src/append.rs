@@ -2,18 +2,25 @@
 //!
 //! One request appends any number of records and learns once that all of them were acknowledged by all replicas. That is
 //! cheaper than a future a record, and it is what callers want to know.
+//!
+//! An idempotent producer may fail for good, for instance when a broker has lost the end of its log: it then refuses every
+//! further record for as long as it lives. The [`Appender`] goes on with a new one. What the old one had not got acknowledged
+//! has failed, as after any other error, and its caller decides whether to say it again.
 
 use crate::kafka::Kafka;
-use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// A producer that has failed for good is replaced at most so often: the next one may fail for the same reason.
+const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A record on its way into the log.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +57,15 @@ impl Future for Acknowledged {
 /// Appends records to topics.
 #[derive(Clone)]
 pub struct Appender {
-    producer: Arc<ThreadedProducer<Acknowledgements>>,
+    config: Arc<ClientConfig>,
+    current: Arc<RwLock<Current>>,
+}
+
+/// The producer in use.
+struct Current {
+    producer: ThreadedProducer<Acknowledgements>,
+    /// When it was made, or when a replacement was last tried in vain.
+    since: Instant,
 }
 
 struct Acknowledgements;
@@ -95,8 +110,10 @@ impl Appender {
     /// # Errors
     /// What librdkafka says.
     pub fn new(kafka: &Kafka) -> Result<Appender, KafkaError> {
-        let producer = kafka.writer_config().create_with_context(Acknowledgements)?;
-        Ok(Appender { producer: Arc::new(producer) })
+        let config = kafka.writer_config();
+        let producer = config.create_with_context(Acknowledgements)?;
+        let current = Current { producer, since: Instant::now() };
+        Ok(Appender { config: Arc::new(config), current: Arc::new(RwLock::new(current)) })
     }
 
     /// Appends all records, in order per partition; the future ends when all are acknowledged or one has failed for good.
@@ -109,8 +126,10 @@ impl Appender {
             failed: Mutex::new(None),
             done: Mutex::new(Some(done)),
         });
+        self.replace_failed_producer();
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         for record in records {
-            if let Err(error) = self.hand_over(&record, &pending) {
+            if let Err(error) = current.hand_over(&record, &pending) {
                 pending.heard(Some(error));
             }
         }
@@ -128,7 +147,34 @@ impl Appender {
     /// # Errors
     /// When the limit has passed.
     pub fn flush(&self, limit: Duration) -> Result<(), KafkaError> {
-        self.producer.flush(limit)
+        // Not under the lock: a waiting replacement would hold up everybody who appends.
+        let producer = self.current.read().unwrap_or_else(PoisonError::into_inner).producer.clone();
+        producer.flush(limit)
+    }
+
+    fn replace_failed_producer(&self) {
+        if !self.current.read().unwrap_or_else(PoisonError::into_inner).has_to_go() {
+            return;
+        }
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        // Another call may have been faster.
+        if !current.has_to_go() {
+            return;
+        }
+        current.since = Instant::now();
+        let because = current.producer.client().fatal_error();
+        tracing::error!(?because, "the Kafka producer has failed for good: going on with a new one");
+        match self.config.create_with_context(Acknowledgements) {
+            Ok(new) => retire(std::mem::replace(&mut current.producer, new)),
+            Err(error) => tracing::error!(%error, "no new Kafka producer"),
+        }
+    }
+}
+
+impl Current {
+    /// It has failed for good, and may be replaced again.
+    fn has_to_go(&self) -> bool {
+        self.producer.client().fatal_error().is_some() && self.since.elapsed() >= REPLACE_INTERVAL
     }
 
     fn hand_over(&self, outgoing: &Outgoing, pending: &Arc<Pending>) -> Result<(), KafkaError> {
@@ -139,5 +185,41 @@ impl Appender {
         record.payload = outgoing.value.as_deref();
         record.headers = outgoing.headers.clone();
         self.producer.send(record).map_err(|(error, _)| error)
+    }
+}
+
+/// Drops a producer, which fails what it still holds and waits for its threads: not on the thread of who appends.
+fn retire(producer: ThreadedProducer<Acknowledgements>) {
+    let thread = std::thread::Builder::new().name("retire producer".to_owned());
+    if let Err(error) = thread.spawn(move || drop(producer)) {
+        // Without a thread it was dropped here.
+        tracing::warn!(%error, "no thread to retire a producer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearby_schemas::topics::Topics;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    #[tokio::test]
+    async fn goes_on_after_the_producer_has_failed_for_good() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let brokers = cluster.bootstrap_servers();
+        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let appender = Appender::new(&kafka).expect("a producer");
+        let append = || appender.append_one(Outgoing { topic: "t".to_owned(), ..Outgoing::default() });
+        append().await.expect("acknowledged");
+
+        // A broker says so that has lost what it had acknowledged.
+        let lost = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER];
+        cluster.request_errors(RDKafkaApiKey::Produce, &lost);
+        append().await.expect_err("not acknowledged");
+
+        tokio::time::sleep(REPLACE_INTERVAL).await;
+        append().await.expect("acknowledged by way of a new producer");
     }
 }

@@ -28,8 +28,8 @@ pub struct Around {
     pub broker: Broker,
     /// The group of the processors, over `friend-lists`.
     pub processors: Group,
-    /// The groups of the sinks: over `location-events` and over `friend-lists`.
-    pub sinks: [Group; 2],
+    /// The group of the sinks, over `location-events`.
+    pub sinks: Group,
     /// What is true.
     pub judge: Judge,
     /// The sizes of this world.
@@ -54,7 +54,7 @@ impl Around {
             trace: Trace::new(prints),
             broker: Broker::default(),
             processors: Group::new(partitions),
-            sinks: [Group::new(partitions), Group::new(partitions)],
+            sinks: Group::new(partitions),
             judge: Judge::new(plan.inactive_after_ms, plan.stale_ms_max),
             plan,
             decoders: Decoders::new(partitions),

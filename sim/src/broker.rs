@@ -1,16 +1,18 @@
 //! The fake log: topics, partitions, offsets, and producers whose records are on their way.
 //!
-//! Records of one producer arrive in order, as an idempotent producer's do; those of two in any. A record may be lost, or be
-//! written while its producer hears that it was not. While the broker is away nothing arrives; what has waited longer than
-//! the delivery timeout fails.
+//! Records of one producer for one partition arrive in order, as an idempotent producer's do; others in any. A record may be
+//! lost, or be written while its producer hears that it was not. While the broker is away nothing arrives; what has waited
+//! longer than the delivery timeout fails.
 
 use crate::agenda::Who;
 use crate::dice::Dice;
 use nearby_schemas::TimestampMs;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// As in production: a record that has waited so long is not acknowledged.
 const DELIVERY_TIMEOUT_MS: i64 = 10_000;
+/// No batch can be read out of so few bytes.
+const SPOILED_BYTES_MAX: usize = 20;
 /// A record takes at most so long to arrive.
 const WAY_MS_MAX: i64 = 40;
 
@@ -61,10 +63,12 @@ pub struct Append {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProducerId(u64);
 
+/// Records on their way to one partition, with the time of sending and the time of arrival.
+type UnderWay = VecDeque<(i64, i64, Append)>;
+
 struct Producer {
     who: Who,
-    /// With the time of sending and the time of arrival.
-    under_way: VecDeque<(i64, i64, Append)>,
+    under_way: BTreeMap<(Topic, i32), UnderWay>,
     answers: Vec<(u64, bool)>,
     cut_off: bool,
 }
@@ -87,6 +91,14 @@ pub struct Arrived {
     pub offset: i64,
 }
 
+/// What became of a record whose time had come.
+enum Arrival {
+    /// It is still on its way: the broker is not to be reached.
+    Waits,
+    /// It is in the log, or not; its producer has heard something.
+    Done(Option<Arrived>, Who),
+}
+
 /// The log and what is on its way to it.
 #[derive(Default)]
 pub struct Broker {
@@ -99,6 +111,8 @@ pub struct Broker {
     pub lost: f64,
     /// Probability that a record is written and its producer hears that it is not.
     pub answer_lost: f64,
+    /// The next record of these topics arrives cut, so that nobody can read it.
+    pub spoils_next: BTreeSet<Topic>,
 }
 
 impl Broker {
@@ -118,7 +132,7 @@ impl Broker {
     pub fn producer(&mut self, who: Who) -> ProducerId {
         self.next_producer += 1;
         let id = ProducerId(self.next_producer);
-        let (under_way, answers) = (VecDeque::new(), Vec::new());
+        let (under_way, answers) = (BTreeMap::new(), Vec::new());
         self.producers.insert(id, Producer { who, under_way, answers, cut_off: false });
         id
     }
@@ -126,8 +140,10 @@ impl Broker {
     /// The process has ended: what was on its way arrives in part, and nobody hears of it.
     pub fn end_producer(&mut self, id: ProducerId, dice: &mut Dice) {
         if let Some(producer) = self.producers.get_mut(&id) {
-            let arrive = dice.below(producer.under_way.len() + 1);
-            producer.under_way.truncate(arrive);
+            for queue in producer.under_way.values_mut() {
+                let arrive = dice.below(queue.len() + 1);
+                queue.truncate(arrive);
+            }
         }
     }
 
@@ -141,9 +157,10 @@ impl Broker {
     /// Sends a record; returns when it will arrive.
     pub fn append(&mut self, id: ProducerId, append: Append, now_ms: i64, dice: &mut Dice) -> i64 {
         let producer = self.producers.get_mut(&id).expect("a process that runs has its producer");
-        let after = producer.under_way.back().map_or(now_ms, |(_, due_ms, _)| *due_ms);
+        let queue = producer.under_way.entry((append.topic, append.partition)).or_default();
+        let after = queue.back().map_or(now_ms, |(_, due_ms, _)| *due_ms);
         let due_ms = after.max(now_ms + dice.between(0, WAY_MS_MAX));
-        producer.under_way.push_back((now_ms, due_ms, append));
+        queue.push_back((now_ms, due_ms, append));
         due_ms
     }
 
@@ -152,33 +169,57 @@ impl Broker {
         self.producers.get_mut(&id).map(|producer| std::mem::take(&mut producer.answers)).unwrap_or_default()
     }
 
-    /// Takes what has arrived. Returns it, who has answers, and when to come again.
+    /// Takes what has arrived, one record of any partition after the other. Returns it, who has answers, and when to come again.
     pub fn step(&mut self, now_ms: i64, dice: &mut Dice) -> (Vec<Arrived>, Vec<Who>, Option<i64>) {
         let (mut arrived, mut answered, mut next_ms) = (Vec::new(), Vec::new(), None::<i64>);
-        for producer in self.producers.values_mut() {
-            let reachable = !self.away && !producer.cut_off;
-            while let Some((sent_ms, due_ms, _)) = producer.under_way.front() {
-                let late = now_ms - sent_ms > DELIVERY_TIMEOUT_MS;
-                if *due_ms > now_ms || !(reachable || late) {
-                    let again_ms = if *due_ms > now_ms { *due_ms } else { now_ms + 500 };
-                    next_ms = Some(next_ms.map_or(again_ms, |next_ms| next_ms.min(again_ms)));
-                    break;
+        let mut ready = Vec::new();
+        for (id, producer) in &self.producers {
+            for (queue, records) in &producer.under_way {
+                let Some((_, due_ms, _)) = records.front() else { continue };
+                if *due_ms <= now_ms {
+                    ready.push((*id, *queue));
+                } else {
+                    next_ms = Some(next_ms.map_or(*due_ms, |next_ms| next_ms.min(*due_ms)));
                 }
-                let (_, _, append) = producer.under_way.pop_front().expect("it was looked at");
-                let log = self.logs.get_mut(&(append.topic, append.partition));
-                let acknowledged = match log {
-                    Some(log) if reachable && !dice.chance(self.lost) => {
-                        let offset = log.append(append.key, append.value, now_ms);
-                        arrived.push(Arrived { topic: append.topic, partition: append.partition, offset });
-                        !dice.chance(self.answer_lost)
-                    }
-                    _ => false,
-                };
-                producer.answers.push((append.token, acknowledged));
-                answered.push(producer.who);
+            }
+        }
+        while !ready.is_empty() {
+            let (id, queue) = ready.swap_remove(dice.below(ready.len()));
+            match self.arrive(id, queue, now_ms, dice) {
+                Arrival::Waits => next_ms = Some(next_ms.map_or(now_ms + 500, |next_ms| next_ms.min(now_ms + 500))),
+                Arrival::Done(arrival, who) => {
+                    arrived.extend(arrival);
+                    answered.push(who);
+                    next_ms = Some(now_ms);
+                }
             }
         }
         (arrived, answered, next_ms)
+    }
+
+    /// The first record of a queue arrives, or fails, or waits for the broker.
+    fn arrive(&mut self, id: ProducerId, queue: (Topic, i32), now_ms: i64, dice: &mut Dice) -> Arrival {
+        let Some(producer) = self.producers.get_mut(&id) else { return Arrival::Waits };
+        let reachable = !self.away && !producer.cut_off;
+        let records = producer.under_way.entry(queue).or_default();
+        let late = |(sent_ms, _, _): &(i64, i64, Append)| now_ms - sent_ms > DELIVERY_TIMEOUT_MS;
+        if !reachable && !records.front().is_some_and(late) {
+            return Arrival::Waits;
+        }
+        let Some((_, _, mut append)) = records.pop_front() else { return Arrival::Waits };
+        let mut arrived = None;
+        if let Some(log) = self.logs.get_mut(&queue).filter(|_| reachable && !dice.chance(self.lost)) {
+            if self.spoils_next.remove(&queue.0)
+                && let Some(value) = &mut append.value
+            {
+                value.truncate(dice.below(value.len() + 1).min(SPOILED_BYTES_MAX));
+            }
+            let offset = log.append(append.key, append.value, now_ms);
+            arrived = Some(Arrived { topic: queue.0, partition: queue.1, offset });
+        }
+        let acknowledged = arrived.is_some() && !dice.chance(self.answer_lost);
+        producer.answers.push((append.token, acknowledged));
+        Arrival::Done(arrived, producer.who)
     }
 
     /// The first record at or after an offset.
@@ -216,16 +257,6 @@ impl Broker {
         log.records.retain(|offset, record| {
             *offset >= clean_until || newest.get(record.key.as_deref().unwrap_or_default()) == Some(offset)
         });
-    }
-
-    /// The newest record of a partition is cut, so that nobody can read it.
-    pub fn spoil(&mut self, topic: Topic, partition: i32, bytes: usize) {
-        let log = self.logs.get_mut(&(topic, partition));
-        if let Some(mut newest) = log.and_then(|log| log.records.last_entry())
-            && let Some(value) = &mut newest.get_mut().value
-        {
-            value.truncate(bytes);
-        }
     }
 
     /// Retention removes the oldest records of a partition, up to an offset.

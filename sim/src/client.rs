@@ -50,6 +50,8 @@ pub struct Connection {
     pub gateway: (usize, u32),
     /// The gateway's name for it.
     pub socket: SocketId,
+    /// When it was opened.
+    pub since_ms: i64,
     /// What is shown; nothing before the first snapshot.
     pub view: Option<View>,
 }
@@ -217,7 +219,7 @@ impl Client {
         let Some(machine) = machine else { return };
         if let Some(socket) = gateways[machine].connect(gateway, self.user, line, around) {
             around.note(format_args!("{} connects to gateway {gateway}", self.user));
-            let connection = Connection { gateway: (machine, gateway), socket, view: None };
+            let connection = Connection { gateway: (machine, gateway), socket, since_ms: around.now_ms(), view: None };
             self.connections.insert(self.next_connection, connection);
         }
     }

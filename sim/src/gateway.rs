@@ -21,7 +21,7 @@ const SESSION_RETRY_MS: i64 = 1_000;
 const ASK_INTERVAL_MS: i64 = 1_000;
 const FLUSH_MS: i64 = 100;
 const SLOW_CLIENT_MS: i64 = 30_000;
-const SILENCE_MS_MAX: i64 = 75_000;
+const SILENCE_MS_MAX: i64 = 105_000;
 const DRAIN_MS_MAX: i64 = 3_000;
 /// Enough for everybody on one.
 const CAPACITY: i32 = 64;
@@ -43,7 +43,9 @@ pub struct Gateway {
     pub run: Option<Run>,
     starts_at_ms: i64,
     /// The network to the broker is cut until then.
-    pub cut_off_until_ms: i64,
+    cut_off_until_ms: i64,
+    /// Its topic is not read until then.
+    pub held_until_ms: i64,
 }
 
 /// One life of a gateway.
@@ -83,8 +85,8 @@ struct Socket {
     stalled_until_ms: i64,
     /// Nobody is at the other end; noticed at this time.
     dead_at_ms: Option<i64>,
-    /// Since when it has something to send and cannot.
-    stuck_since_ms: Option<i64>,
+    /// A frame that was taken and does not get through, and since when.
+    stuck: Option<(Outgoing, i64)>,
 }
 
 /// What clients hear from a gateway.
@@ -101,7 +103,7 @@ impl Gateway {
         let ahead_ms = around.dice.between(-400, 400);
         let starts_at_ms = around.now_ms() + around.dice.between(0, 2_000);
         around.agenda.wake(Who::Gateway(number), starts_at_ms);
-        Gateway { number, ahead_ms, run: None, starts_at_ms, cut_off_until_ms: 0 }
+        Gateway { number, ahead_ms, run: None, starts_at_ms, cut_off_until_ms: 0, held_until_ms: 0 }
     }
 
     /// The process ends without a word. Its clients find their sockets closed.
@@ -141,10 +143,9 @@ impl Gateway {
         if let Some(ask) = run.sessions.connect(user, socket, Arc::clone(&wake), around.wall(self.ahead_ms)) {
             run.write_session(user, Some(ask), around);
         }
-        let (stalled_until_ms, dead_at_ms, stuck_since_ms) = (0, None, None);
+        let (stalled_until_ms, dead_at_ms, stuck) = (0, None, None);
         let next_flush_ms = now_ms;
-        let entry =
-            Socket { user, line, wake, unsent: false, next_flush_ms, stalled_until_ms, dead_at_ms, stuck_since_ms };
+        let entry = Socket { user, line, wake, unsent: false, next_flush_ms, stalled_until_ms, dead_at_ms, stuck };
         run.sockets.insert(socket, entry);
         around.soon(Who::Gateway(self.number));
         Some(socket)
@@ -196,9 +197,9 @@ impl Gateway {
         let Some(run) = &mut self.run else { return Vec::new() };
         around.broker.cut_off(run.producer, cut_off);
         run.hear_answers(around);
-        run.beat(self.ahead_ms, around);
+        run.beat(around);
         let mut more = false;
-        if !cut_off {
+        if !cut_off && self.held_until_ms <= now_ms {
             more = run.read(around);
         }
         run.ask(self.ahead_ms, around);
@@ -264,7 +265,7 @@ impl Run {
         }
     }
 
-    fn beat(&mut self, ahead_ms: i64, around: &mut Around) {
+    fn beat(&mut self, around: &mut Around) {
         if around.now_ms() < self.next_heartbeat_ms {
             return;
         }
@@ -277,7 +278,7 @@ impl Run {
             connections: i32::try_from(self.sockets.len()).unwrap_or(i32::MAX),
             capacity: CAPACITY,
             draining: self.drains_by_ms.is_some(),
-            started_at: self.started_at.min(around.wall(ahead_ms)),
+            started_at: self.started_at,
         };
         let value = self.heartbeats.encode(&beat);
         around.append_unheard(self.producer, Topic::Gateways, self.id.as_str(), Some(value));
@@ -364,23 +365,28 @@ impl Run {
                 closed.push(*id);
                 continue;
             }
+            let stalled = socket.stalled_until_ms > now_ms;
+            if let Some((frame, since_ms)) = socket.stuck.take() {
+                if !stalled {
+                    heard.push(Heard::Frame(socket.line, socket.user, frame));
+                } else if now_ms - since_ms < SLOW_CLIENT_MS {
+                    socket.stuck = Some((frame, since_ms));
+                    continue;
+                } else {
+                    closed.push(*id);
+                    continue;
+                }
+            }
             if !socket.unsent || socket.next_flush_ms > now_ms {
                 continue;
             }
-            if socket.stalled_until_ms > now_ms {
-                // Its buffers are full: nothing is taken, and after a while it is closed.
-                let since_ms = *socket.stuck_since_ms.get_or_insert(now_ms);
-                if now_ms - since_ms >= SLOW_CLIENT_MS {
-                    closed.push(*id);
-                }
-                continue;
-            }
-            (socket.unsent, socket.stuck_since_ms) = (false, None);
+            socket.unsent = false;
             socket.next_flush_ms = now_ms + FLUSH_MS;
-            if let Some(outgoing) = self.sessions.take(socket.user, *id)
-                && socket.dead_at_ms.is_none()
-            {
-                heard.push(Heard::Frame(socket.line, socket.user, outgoing));
+            match self.sessions.take(socket.user, *id).filter(|_| socket.dead_at_ms.is_none()) {
+                // Its buffers are full: the frame waits, and nothing else is taken.
+                Some(frame) if stalled => socket.stuck = Some((frame, now_ms)),
+                Some(frame) => heard.push(Heard::Frame(socket.line, socket.user, frame)),
+                None => {}
             }
         }
         for id in closed {
@@ -403,14 +409,15 @@ impl Run {
     }
 
     fn when_next(&self, now_ms: i64) -> i64 {
-        let flushes = self.sockets.values().filter(|socket| socket.unsent).map(|socket| socket.next_flush_ms);
+        let flushes = self.sockets.values().filter(|socket| socket.unsent && socket.stuck.is_none());
+        let flushes = flushes.map(|socket| socket.next_flush_ms);
+        let stuck = self.sockets.values().filter(|socket| socket.stuck.is_some()).map(|_| now_ms + 200);
         let deaths = self.sockets.values().filter_map(|socket| socket.dead_at_ms);
         let retry = (!self.unacknowledged.is_empty()).then_some(self.next_retry_ms);
         let ask = self.ask_at_ms.map(|_| self.asked_ms.saturating_add(ASK_INTERVAL_MS));
         let drain = self.drains_by_ms.map(|_| now_ms + 50);
         let timers = [Some(self.next_heartbeat_ms), retry, ask, drain];
-        let next_ms = timers.into_iter().flatten().chain(flushes).chain(deaths).min().unwrap_or(now_ms);
-        // A socket that is stuck is looked at again now and then.
+        let next_ms = timers.into_iter().flatten().chain(flushes).chain(deaths).chain(stuck).min().unwrap_or(now_ms);
         next_ms.max(now_ms + 10)
     }
 }

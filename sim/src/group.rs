@@ -105,9 +105,9 @@ impl Group {
         self.committed.get(&partition).copied().unwrap_or_default()
     }
 
-    /// Commits epochs; refused to who is no member.
+    /// Commits epochs; refused to who is no member, and as long as the member has not heard of the last rebalance.
     pub fn commit(&mut self, id: MemberId, epochs: &[(i32, Epoch)]) -> bool {
-        let accepted = self.members.contains_key(&id);
+        let accepted = self.members.get(&id).is_some_and(|member| !member.news);
         if accepted {
             self.committed.extend(epochs.iter().copied());
         }

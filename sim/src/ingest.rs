@@ -201,8 +201,11 @@ impl Run {
         let mut answers = Vec::new();
         for (token, accepted) in around.broker.answers(self.producer) {
             let Some(request) = self.requests.remove(&token) else { continue };
-            // The way back may be lost, too; then nothing was promised.
-            if accepted && !around.dice.chance(around.broker.answer_lost) {
+            // The way back may be lost, too; then nothing was promised, and the client sends it again.
+            if around.dice.chance(around.broker.answer_lost) {
+                continue;
+            }
+            if accepted {
                 around.judge.accepted(&request.event);
             }
             answers.push(Answer { client: request.client, request: request.request, accepted });

@@ -40,7 +40,8 @@ pub type View = BTreeMap<UserId, Shown>;
 /// Knows what is in the log, and what was promised.
 pub struct Judge {
     inactive_after_ms: i64,
-    stale_ms_max: i64,
+    /// For how long anything that is shown may have been out of date.
+    pub stale_ms_max: i64,
     reports: Codec<LocationEvent>,
     lists: Codec<FriendList>,
     heartbeats: Codec<GatewayHeartbeat>,
@@ -59,8 +60,10 @@ pub struct Judge {
     pub verdict: Option<String>,
     /// How often friends were shown, to see that checks have something to check.
     pub shown_count: u64,
-    /// How many friends were in the views that were compared at the end.
+    /// How many friends were in the views that were compared.
     pub compared_count: u64,
+    /// How many pairs were compared while the world went on.
+    pub prompt_count: u64,
 }
 
 impl Judge {
@@ -83,6 +86,7 @@ impl Judge {
             verdict: None,
             shown_count: 0,
             compared_count: 0,
+            prompt_count: 0,
         }
     }
 
@@ -190,6 +194,9 @@ impl Judge {
     }
 
     fn wrongly_shown(&self, viewer: UserId, friend: UserId, shown: &Shown, oldest_ms: i64) -> Option<&'static str> {
+        if friend == viewer {
+            return Some("is the viewer");
+        }
         // Lists and reports are read apart, so that a list may be newer than the position that it lets be seen.
         let mut lists = since(self.listed.get(&viewer), |listed| listed.from_ms, oldest_ms);
         if !lists.any(|listed| listed.friends.contains(&friend)) {
@@ -221,7 +228,24 @@ impl Judge {
         if !extra.is_empty() {
             self.blame(now_ms, format!("{viewer} sees {extra:?}, not in its list"));
         }
+        self.compared_count += view.len() as u64;
         for friend in friends.clone() {
+            self.compare_pair(viewer, friend, view.get(&friend), now_ms);
+        }
+    }
+
+    /// While nothing is wrong: what has not changed for so long is in the view.
+    pub fn compare_unchanged(&mut self, viewer: UserId, view: &View, unchanged_ms: i64, now_ms: i64) {
+        let before_ms = now_ms - unchanged_ms;
+        let own = self.held.get(&viewer).and_then(|held| held.last()).is_some_and(|held| held.from_ms <= before_ms);
+        let list = self.listed.get(&viewer).and_then(|lists| lists.last()).filter(|list| list.from_ms <= before_ms);
+        let (Some(list), true) = (list, own) else { return };
+        let unchanged = |friend: &&UserId| {
+            let held = self.held.get(friend).and_then(|held| held.last());
+            **friend != viewer && held.is_some_and(|held| held.from_ms <= before_ms)
+        };
+        for friend in list.friends.iter().filter(unchanged).copied().collect::<Vec<UserId>>() {
+            self.prompt_count += 1;
             self.compare_pair(viewer, friend, view.get(&friend), now_ms);
         }
     }
@@ -246,7 +270,6 @@ impl Judge {
             (None, Some(seen)) => Some(format!("sees {friend} at {:?}, who should not be seen", seen.updated_at)),
             (Some((held, _)), None) => Some(format!("does not see {friend}, reported at {}", held.time)),
             (Some((held, distance_m)), Some(seen)) => {
-                self.compared_count += 1;
                 let same = held.place == Some(seen.place) && held.time == seen.updated_at.0;
                 let close = (f64::from(seen.distance_dm) / 10.0 - distance_m).abs() <= TOLERANCE_M;
                 (!same || !close).then(|| format!("sees {friend} as {seen:?} instead of {held:?}, {distance_m} m"))

@@ -1,4 +1,4 @@
-//! `sim --seeds N`: runs seeds, and says how to repeat one that fails.
+//! `nearby-sim --seeds N`: runs seeds, and says how to repeat one that fails.
 
 use clap::Parser;
 use nearby_sim::run;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Parser)]
 struct Options {
     /// How many seeds to run
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     from: u64,
     /// Threads
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=64))]
     threads: u64,
     /// Prints everything that happens in the world of the first seed, and runs no other
     #[arg(long)]
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     let end = options.from.saturating_add(options.seeds);
     let failed = Mutex::new(None::<(u64, String)>);
     let (shown, compared, reports) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let prompt = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..options.threads {
             scope.spawn(|| {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
                     shown.fetch_add(ending.shown_count, Ordering::Relaxed);
                     compared.fetch_add(ending.compared_count, Ordering::Relaxed);
                     reports.fetch_add(ending.report_count, Ordering::Relaxed);
+                    prompt.fetch_add(ending.prompt_count, Ordering::Relaxed);
                     if let Some(verdict) = ending.verdict
                         && let Ok(mut failed) = failed.lock()
                     {
@@ -65,7 +67,8 @@ fn main() -> ExitCode {
         None => {
             println!(
                 "{seeds} seeds, nothing wrong: {reports} reports, {shown} times a friend was shown, \
-                 {compared} friends in the views compared at the end"
+                 {compared} friends in views that were compared, {prompt} pairs compared on the way",
+                prompt = prompt.into_inner()
             );
             ExitCode::SUCCESS
         }

@@ -5,7 +5,7 @@ use crate::group::{MemberId, Word};
 use nearby_processor::wake::Wake;
 use nearby_schemas::Epoch;
 use nearby_service::membership::{MembershipEvent, next_epoch};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// As in production.
 const POLL_MS: i64 = 50;
@@ -22,6 +22,8 @@ pub struct Member {
     next_poll_ms: i64,
     next_watch_ms: i64,
     leaving: bool,
+    /// The newest epoch that the coordinator confirmed to this member, by partition.
+    pub claimed: BTreeMap<i32, Epoch>,
 }
 
 impl Member {
@@ -37,6 +39,7 @@ impl Member {
             next_poll_ms: now_ms,
             next_watch_ms: now_ms,
             leaving: false,
+            claimed: BTreeMap::new(),
         }
     }
 
@@ -59,14 +62,14 @@ impl Member {
         self.leaving = true;
     }
 
-    /// The process has ended without a word.
+    /// When it acts next.
     pub fn when_next(&self) -> i64 {
         if self.committing.is_some() || !self.claims.is_empty() { 0 } else { self.next_poll_ms }
     }
 
     /// One turn of the thread; what it learns goes to the decider.
-    pub fn step(&mut self, around: &mut Around, wall_ahead_ms: i64, events: &mut VecDeque<Wake>) {
-        if around.broker.away {
+    pub fn step(&mut self, around: &mut Around, wall_ahead_ms: i64, cut_off: bool, events: &mut VecDeque<Wake>) {
+        if around.broker.away || cut_off {
             // Requests run into their timeouts.
             self.next_poll_ms = around.now_ms() + 1_000;
             let failed =
@@ -108,6 +111,13 @@ impl Member {
         for (partition, epoch) in epochs {
             around.judge.committed(*partition, *epoch, now_ms);
             around.note(format_args!("partition {partition} has epoch {}", epoch.0));
+        }
+        if around.dice.chance(around.broker.answer_lost) {
+            let partitions: Vec<i32> = epochs.iter().map(|(partition, _)| *partition).collect();
+            return refuse(&partitions, "no answer", events);
+        }
+        for (partition, epoch) in epochs {
+            self.claimed.insert(*partition, *epoch);
             events.push_back(Wake::Membership(MembershipEvent::Claimed(*partition, *epoch)));
         }
     }

@@ -14,6 +14,8 @@ pub enum Fault {
     ProcessorPauses,
     /// The engine's thread stands still, and the member of the group does not.
     EngineStalls,
+    /// A processor does not reach the broker, and comes back.
+    ProcessorCutOff,
     /// The wall clock of a processor makes a step forward, and back later.
     ClockSteps,
     /// A gateway ends between two steps; another starts in its place.
@@ -38,7 +40,7 @@ pub enum Fault {
     CommitsUnknown,
     /// A record that nobody can read is in a gateway's topic, instead of a batch.
     BatchUnreadable,
-    /// Retention removes what a gateway has not read.
+    /// A gateway does not read its topic for a while, and retention removes what it has not read.
     BatchesExpire,
     /// Bytes that are no record in a topic that people write to.
     BadBytes,
@@ -48,11 +50,12 @@ pub enum Fault {
     ClientStalls,
 }
 
-const FAULTS: [Fault; 20] = [
+const FAULTS: [Fault; 21] = [
     Fault::ProcessorCrashes,
     Fault::ProcessorStops,
     Fault::ProcessorPauses,
     Fault::EngineStalls,
+    Fault::ProcessorCutOff,
     Fault::ClockSteps,
     Fault::GatewayCrashes,
     Fault::GatewayDrains,
@@ -72,8 +75,12 @@ const FAULTS: [Fault; 20] = [
 ];
 
 /// After so long without faults and inputs everything has to be right: a partition that was lost lingers for 120 s, and a
-/// socket whose peer is gone is noticed after 75 s.
+/// socket whose peer is gone is noticed after 105 s.
 pub const SETTLING_MS: i64 = 150_000;
+/// After so long without faults nothing old may be shown any more.
+pub const UNSTALE_MS: i64 = 130_000;
+/// For how long anything that is shown may be out of date where nothing stands still.
+pub const STALE_MS_MAX: i64 = 12_000;
 /// Nothing is reported for so long before views are compared.
 pub const QUIET_MS: i64 = 5_000;
 
@@ -97,6 +104,10 @@ pub struct Plan {
     pub sinks: usize,
     /// Rule R1.
     pub inactive_after_ms: i64,
+    /// After the faults nobody says anything new, until views have been compared: nothing heals by itself.
+    pub silent: bool,
+    /// What has not changed for so long is in every view, even while the world goes on; where faults do not forbid it.
+    pub prompt_ms: Option<i64>,
     /// Time with faults.
     pub faulty_ms: i64,
     /// Mean time between two reports of a phone.
@@ -131,7 +142,8 @@ impl Plan {
         users.push(UserId::MAX);
         let faults: Vec<Fault> = match dice.between(0, 9) {
             0 => Vec::new(),
-            1..=4 => (0..dice.between(1, 3)).map(|_| *dice.pick(&FAULTS)).collect(),
+            1 => vec![Fault::ProcessorStops],
+            2..=4 => (0..dice.between(1, 3)).map(|_| *dice.pick(&FAULTS)).collect(),
             _ => FAULTS.into_iter().filter(|_| dice.chance(0.5)).collect(),
         };
         // Nothing old is shown where nothing stands still; while no processor runs, gateways show what they have.
@@ -142,30 +154,43 @@ impl Plan {
                     | Fault::ProcessorStops
                     | Fault::ProcessorPauses
                     | Fault::EngineStalls
+                    | Fault::ProcessorCutOff
+                    | Fault::ClientStalls
+                    | Fault::BatchesExpire
                     | Fault::GatewayCutOff
                     | Fault::BrokerAway
                     | Fault::AppendsFail
                     | Fault::ClockSteps
             )
         };
-        let stale_ms_max = if faults.iter().any(stands_still) { 200_000 } else { 12_000 };
+        let stale_ms_max = if faults.iter().any(stands_still) { 200_000 } else { STALE_MS_MAX };
+        let pace_ms_max = *dice.pick(&[5, 30, 150]);
+        // A handover in order shows no gap, if there is somebody to hand over to.
+        let processors = dice.between(1, 3).unsigned_abs() as usize;
+        let orderly = |fault: &Fault| {
+            *fault == Fault::ProcessorStops && processors > 1
+                || matches!(fault, Fault::SinkCrashes | Fault::DatabaseAway)
+        };
+        let prompt_ms = faults.iter().all(orderly).then_some(1_500 + 25 * pace_ms_max);
         Plan {
             users,
             partitions: i32::try_from(dice.between(1, 5)).unwrap_or(1),
-            processors: dice.between(1, 3).unsigned_abs() as usize,
+            processors,
             gateways: dice.between(1, 3).unsigned_abs() as usize,
             ingests: dice.between(1, 2).unsigned_abs() as usize,
             sinks: dice.between(1, 2).unsigned_abs() as usize,
-            inactive_after_ms: *dice.pick(&[15_000, 40_000, 600_000]),
+            inactive_after_ms: *dice.pick(&[15_000, 40_000, 600_000, 600_000]),
+            silent: dice.chance(0.5),
+            prompt_ms,
             faulty_ms: dice.between(20_000, 120_000),
             report_interval_ms: *dice.pick(&[500, 2_000, 6_000]),
             list_interval_ms: *dice.pick(&[1_000, 5_000, 20_000]),
             reconnect_interval_ms: *dice.pick(&[5_000, 30_000, 120_000]),
-            pace_ms_max: *dice.pick(&[5, 30, 150]),
-            fault_interval_ms: *dice.pick(&[1_000, 4_000, 15_000]),
+            pace_ms_max,
+            fault_interval_ms: *dice.pick(&[2_000, 8_000, 25_000]),
             stale_ms_max,
             looks_at_once_max: *dice.pick(&[1, 3, 10, 4_096]),
-            rows_max: u32::try_from(dice.between(1, 40)).unwrap_or(1),
+            rows_max: u32::try_from(dice.between(8, 40)).unwrap_or(1),
             home: *dice.pick(&HOMES),
             faults,
         }

@@ -6,7 +6,7 @@ use crate::broker::{Append, ProducerId, Topic};
 use crate::judge::{GATEWAY_LOST_AFTER_MS, RADIUS_M};
 use crate::member::Member;
 use nearby_engine::{Engine, EngineSettings, GatewayIndex};
-use nearby_processor::decider::{Action, Decider};
+use nearby_processor::decider::{Action, Decider, Progress};
 use nearby_processor::packing::{Batch, viewers_of};
 use nearby_processor::records::{Raw, oldest_needed};
 use nearby_processor::wake::{Source, Wake};
@@ -33,6 +33,8 @@ pub struct Processor {
     pub paused_until_ms: i64,
     /// The engine's thread stands still until then.
     pub stalled_until_ms: i64,
+    /// The network to the broker is cut until then.
+    pub cut_off_until_ms: i64,
 }
 
 /// One life of the process.
@@ -45,8 +47,9 @@ struct Run {
     inbox: VecDeque<Wake>,
     /// Positions in `location-events`.
     reports: BTreeMap<i32, Reading>,
-    /// Position in `gateways`.
-    heartbeats: i64,
+    /// Position in `gateways`, whose reader is late at times.
+    heartbeats: Reading,
+    heartbeats_held_until_ms: i64,
     lists: BTreeMap<i32, Reading>,
     sessions: BTreeMap<i32, Reading>,
     member: Option<Member>,
@@ -76,7 +79,15 @@ impl Processor {
         let ahead_ms = around.dice.between(-400, 400);
         let starts_at_ms = around.now_ms() + around.dice.between(0, 3_000);
         around.agenda.wake(Who::Processor(number), starts_at_ms);
-        Processor { number, ahead_ms, run: None, starts_at_ms, paused_until_ms: 0, stalled_until_ms: 0 }
+        Processor {
+            number,
+            ahead_ms,
+            run: None,
+            starts_at_ms,
+            paused_until_ms: 0,
+            stalled_until_ms: 0,
+            cut_off_until_ms: 0,
+        }
     }
 
     /// The process ends without a word, and another starts after a while.
@@ -97,9 +108,14 @@ impl Processor {
         }
     }
 
+    /// Whether it runs, and serves all that it owns.
+    pub fn is_serving(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.stops_by_ms.is_none() && run.decider.progress() == Progress::Serving)
+    }
+
     fn restart(&mut self, around: &mut Around) {
         self.starts_at_ms = around.now_ms() + around.dice.between(0, 20_000);
-        (self.paused_until_ms, self.stalled_until_ms) = (0, 0);
+        (self.paused_until_ms, self.stalled_until_ms, self.cut_off_until_ms) = (0, 0, 0);
         around.agenda.wake(Who::Processor(self.number), self.starts_at_ms);
     }
 
@@ -117,14 +133,16 @@ impl Processor {
             self.run = Some(Run::start(Who::Processor(self.number), self.ahead_ms, around));
         }
         let Some(run) = &mut self.run else { return };
+        let cut_off = self.cut_off_until_ms > now_ms;
+        around.broker.cut_off(run.producer, cut_off);
         run.hear_answers(around);
-        if around.dice.chance(0.7) {
+        if !cut_off && around.dice.chance(0.7) {
             run.read(around);
         }
         if let Some(member) = &mut run.member
             && member.when_next() <= now_ms
         {
-            member.step(around, self.ahead_ms, &mut run.inbox);
+            member.step(around, self.ahead_ms, cut_off, &mut run.inbox);
         }
         let mut quits = false;
         if self.stalled_until_ms <= now_ms {
@@ -167,11 +185,16 @@ impl Run {
         let reports = (0..partitions).map(reading).collect();
         Run {
             producer: around.broker.producer(who),
-            decider: Decider::new(Engine::with_looks_at_once(settings, looks_at_once_max), partitions),
+            decider: Decider::new(
+                Engine::with_looks_at_once(settings, looks_at_once_max),
+                partitions,
+                around.wall(ahead_ms),
+            ),
             unfinished: false,
             inbox: VecDeque::new(),
             reports,
-            heartbeats: 0,
+            heartbeats: Reading::new(around, Topic::Gateways, 0, 0, 0),
+            heartbeats_held_until_ms: around.now_ms() + if around.dice.chance(0.1) { 20_000 } else { 0 },
             lists: BTreeMap::new(),
             sessions: BTreeMap::new(),
             member: None,
@@ -217,11 +240,15 @@ impl Run {
         if !reports.is_empty() {
             inbox.push_back(Wake::Reports(reports));
         }
-        let mut heartbeats = Reading::new(around, Topic::Gateways, 0, self.heartbeats, 0);
-        read_some(around, Topic::Gateways, 0, &mut heartbeats, |around, raw| {
-            inbox.extend(around.decoders.heartbeat(raw));
-        });
-        self.heartbeats = heartbeats.next;
+        if around.now_ms() >= self.heartbeats_held_until_ms {
+            let heartbeats = &mut self.heartbeats;
+            read_some(around, Topic::Gateways, 0, heartbeats, |around, raw| {
+                inbox.extend(around.decoders.heartbeat(raw))
+            });
+            if heartbeats.ends_now(around, Topic::Gateways, 0) {
+                inbox.push_back(Wake::CaughtUp(Source::Heartbeats, 0, 0));
+            }
+        }
         for (partition, reading) in &mut self.lists {
             let mut lists = Vec::new();
             read_some(around, Topic::FriendLists, *partition, reading, |around, raw| {
@@ -283,19 +310,26 @@ impl Run {
         for action in std::mem::take(&mut self.actions) {
             match action {
                 Action::Join => {
-                    self.check_restored(self.reports.values(), "joins before all positions are read", around);
+                    let readings = self.reports.values().chain([&self.heartbeats]);
+                    self.check_restored(readings, "joins before everything is read", around);
                     self.member = Some(Member::join(around));
                 }
                 Action::Read(partitions, generation) => {
                     for partition in partitions {
                         let reading = |topic| Reading::new(around, topic, partition, 0, generation);
-                        self.lists.insert(partition, reading(Topic::FriendLists));
+                        let held = self.lists.insert(partition, reading(Topic::FriendLists));
                         self.sessions.insert(partition, reading(Topic::Sessions));
+                        if held.is_some() {
+                            around.judge.blame(around.agenda.now_ms(), format!("partition {partition} is read twice"));
+                        }
                     }
                 }
                 Action::StopReading(partition) => {
-                    self.lists.remove(&partition);
+                    let held = self.lists.remove(&partition);
                     self.sessions.remove(&partition);
+                    if held.is_none() {
+                        around.judge.blame(around.agenda.now_ms(), format!("partition {partition} was not read"));
+                    }
                 }
                 Action::Claim(partitions) => {
                     let readings = partitions.iter().flat_map(|of| [self.lists.get(of), self.sessions.get(of)]);
@@ -332,6 +366,16 @@ impl Run {
 
     fn send(&mut self, batch: Batch, around: &mut Around) {
         let number = number_of(self.decider.gateway_id(batch.gateway).as_str());
+        // R9: the newest epoch that was confirmed to this very process, and no other's.
+        let claimed = self.member.as_ref().map(|member| &member.claimed);
+        let sections = around.batches.decode(&batch.bytes).map(|batch| batch.sections).unwrap_or_default();
+        for section in &sections {
+            let own = claimed.and_then(|claimed| claimed.get(&section.partition));
+            if own.is_none_or(|own| *own < section.epoch) {
+                let what = format!("{:?} tells under {:?}, its own being {own:?}", self.producer, section.epoch);
+                around.judge.blame(around.agenda.now_ms(), what);
+            }
+        }
         self.next_token += 1;
         around.note(format_args!("{:?} sends {} bytes to gateway {number}", self.producer, batch.bytes.len()));
         let (topic, value, token) = (Topic::FriendMoved(number), Some(batch.bytes.clone()), self.next_token);
@@ -348,7 +392,7 @@ impl Run {
             || self.reports.iter().any(|reading| more(Topic::LocationEvents, reading))
             || self.lists.iter().any(|reading| more(Topic::FriendLists, reading))
             || self.sessions.iter().any(|reading| more(Topic::Sessions, reading))
-            || around.broker.read(Topic::Gateways, 0, self.heartbeats).is_some()
+            || around.broker.read(Topic::Gateways, 0, self.heartbeats.next).is_some()
     }
 
     fn when_next(&self) -> i64 {

@@ -2,7 +2,7 @@
 //! and Postgres.
 
 use crate::agenda::Who;
-use crate::around::{Around, BEGINNING_MS};
+use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
 use crate::database::Database;
 use crate::group::{MemberId, Word};
@@ -10,7 +10,7 @@ use nearby_sink::SinkSettings;
 use nearby_sink::batch::Attempt;
 use nearby_sink::course::{Course, Follows, Outcome, Work};
 use nearby_sink::record::{Decoder, Log};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const LOGS: [(Log, Topic); 2] = [(Log::LocationEvents, Topic::LocationEvents), (Log::FriendLists, Topic::FriendLists)];
 /// How often the member of the group shows up.
@@ -31,16 +31,17 @@ struct Run {
     producer: ProducerId,
     pipelines: [Pipeline; 2],
     next_token: u64,
-}
-
-struct Pipeline {
-    index: usize,
-    topic: Topic,
-    course: Course,
-    decoder: Decoder,
     member: MemberId,
     owned: BTreeSet<i32>,
     next_poll_ms: i64,
+}
+
+struct Pipeline {
+    topic: Topic,
+    course: Course,
+    decoder: Decoder,
+    /// What the member has learned and the pipeline has not yet looked at: what was lost, and what was gained.
+    news: VecDeque<(Vec<i32>, Vec<i32>)>,
     /// The feed: where each partition is read.
     feed: BTreeMap<i32, i64>,
     /// Work whose outcome is not known yet.
@@ -52,7 +53,7 @@ enum UnderWay {
     /// Dead letters on their way, and what was said of those that arrived.
     Burying { attempt: Attempt, tokens: Vec<u64>, answers: BTreeMap<u64, bool> },
     /// In the database.
-    Working(Work),
+    Working { work: Work, done_at_ms: i64 },
 }
 
 impl Sink {
@@ -85,8 +86,11 @@ impl Sink {
             self.run = Some(Run::start(who, around));
         }
         let Some(run) = &mut self.run else { return };
+        if now_ms >= run.next_poll_ms && !around.broker.away {
+            run.poll(around);
+        }
         let answers = around.broker.answers(run.producer);
-        let mut next_ms = i64::MAX;
+        let mut next_ms = run.next_poll_ms;
         for pipeline in &mut run.pipelines {
             pipeline.hear(&answers);
             if around.dice.chance(0.8) {
@@ -104,21 +108,36 @@ impl Run {
         let settings =
             SinkSettings { batch_rows_max: around.plan.rows_max, batch_age_ms: 200, ..SinkSettings::default() };
         let producer = around.broker.producer(who);
-        let pipelines = [0, 1].map(|index: usize| {
-            let (log, topic) = LOGS[index];
-            Pipeline {
-                index,
-                topic,
-                course: Course::new(log, &settings, around.instant()),
-                decoder: Decoder::of(log, around.plan.partitions),
-                member: around.sinks[index].join(now_ms),
-                owned: BTreeSet::new(),
-                next_poll_ms: now_ms,
-                feed: BTreeMap::new(),
-                under_way: None,
-            }
+        let pipelines = LOGS.map(|(log, topic)| Pipeline {
+            topic,
+            course: Course::new(log, &settings, around.instant()),
+            decoder: Decoder::of(log, around.plan.partitions),
+            news: VecDeque::new(),
+            feed: BTreeMap::new(),
+            under_way: None,
         });
-        Run { producer, pipelines, next_token: 0 }
+        let member = around.sinks.join(now_ms);
+        Run { producer, pipelines, next_token: 0, member, owned: BTreeSet::new(), next_poll_ms: now_ms }
+    }
+
+    /// The member of the group, on a thread of its own: what it learns waits until the pipelines look at it.
+    fn poll(&mut self, around: &mut Around) {
+        let now_ms = around.now_ms();
+        self.next_poll_ms = now_ms + POLL_MS;
+        let (lost, gained) = match around.sinks.poll(self.member, &self.owned, now_ms) {
+            Word::Expelled => {
+                self.member = around.sinks.join(now_ms);
+                (std::mem::take(&mut self.owned).into_iter().collect(), Vec::new())
+            }
+            Word::Assignment { lost, gained, .. } => {
+                self.owned.retain(|partition| !lost.contains(partition));
+                self.owned.extend(gained.iter().copied());
+                (lost, gained)
+            }
+        };
+        if !lost.is_empty() || !gained.is_empty() {
+            self.pipelines.iter_mut().for_each(|pipeline| pipeline.news.push_back((lost.clone(), gained.clone())));
+        }
     }
 }
 
@@ -143,7 +162,10 @@ impl Pipeline {
                 });
                 self.done(Outcome::Buried(attempt, letters.collect()), around);
             }
-            Some(UnderWay::Working(work)) => {
+            Some(UnderWay::Working { work, done_at_ms }) if done_at_ms > around.now_ms() => {
+                self.under_way = Some(UnderWay::Working { work, done_at_ms });
+            }
+            Some(UnderWay::Working { work, .. }) => {
                 let outcome = match work {
                     Work::ReadOffsets => Outcome::OffsetsRead(database.offsets(self.topic)),
                     Work::Check => Outcome::Checked(database.check()),
@@ -161,8 +183,12 @@ impl Pipeline {
     }
 
     fn turn(&mut self, producer: ProducerId, next_token: &mut u64, around: &mut Around) {
-        if around.now_ms() >= self.next_poll_ms && !around.broker.away {
-            self.poll(around);
+        while let Some((lost, gained)) = self.news.pop_front() {
+            if !lost.is_empty() {
+                self.course.lost(lost);
+                self.restart_feed(around);
+            }
+            self.course.gained(gained);
         }
         if self.course.due_at() <= around.instant() {
             let work = self.course.next_work();
@@ -173,31 +199,10 @@ impl Pipeline {
             }
             self.under_way = Some(match work {
                 Work::Bury(attempt) => self.bury(attempt, producer, next_token, around),
-                other => UnderWay::Working(other),
+                work => UnderWay::Working { work, done_at_ms: around.now_ms() + slowness_ms(around) },
             });
         } else if self.course.batcher().has_room() {
             self.read(around);
-        }
-    }
-
-    fn poll(&mut self, around: &mut Around) {
-        let now_ms = around.now_ms();
-        self.next_poll_ms = now_ms + POLL_MS;
-        match around.sinks[self.index].poll(self.member, &self.owned, now_ms) {
-            Word::Expelled => {
-                self.course.lost(std::mem::take(&mut self.owned));
-                self.member = around.sinks[self.index].join(now_ms);
-                self.restart_feed(around);
-            }
-            Word::Assignment { lost, gained, .. } => {
-                self.owned.retain(|partition| !lost.contains(partition));
-                self.owned.extend(gained.iter().copied());
-                if !lost.is_empty() {
-                    self.course.lost(lost);
-                    self.restart_feed(around);
-                }
-                self.course.gained(gained);
-            }
         }
     }
 
@@ -254,7 +259,7 @@ impl Pipeline {
         match &self.under_way {
             // Woken by the answers.
             Some(UnderWay::Burying { .. }) => around.now_ms() + 200,
-            Some(UnderWay::Working(_)) => around.now_ms(),
+            Some(UnderWay::Working { done_at_ms, .. }) => *done_at_ms,
             None => {
                 let more = self.course.batcher().has_room()
                     && self
@@ -265,9 +270,13 @@ impl Pipeline {
                     return around.now_ms();
                 }
                 let due = self.course.due_at().saturating_duration_since(around.instant());
-                let due_ms = around.now_ms() + i64::try_from(due.as_millis()).unwrap_or(0) + 1;
-                due_ms.min(self.next_poll_ms.max(BEGINNING_MS))
+                around.now_ms() + i64::try_from(due.as_millis()).unwrap_or(0) + 1
             }
         }
     }
+}
+
+/// How long the database takes: mostly no time, sometimes seconds.
+fn slowness_ms(around: &mut Around) -> i64 {
+    if around.dice.chance(0.02) { around.dice.between(0, 4_000) } else { around.dice.between(0, 20) }
 }

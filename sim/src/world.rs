@@ -2,19 +2,28 @@
 
 use crate::agenda::Who;
 use crate::around::{Around, BEGINNING_MS};
-use crate::broker::Topic;
+use crate::broker::{Arrived, Topic};
 use crate::chaos::Chaos;
 use crate::client::Client;
 use crate::database::{Database, REFUSED_ACCURACY_M};
 use crate::gateway::{Gateway, Heard};
 use crate::ingest::Ingest;
 use crate::judge::promised;
-use crate::plan::{QUIET_MS, SETTLING_MS};
+use crate::plan::{QUIET_MS, SETTLING_MS, STALE_MS_MAX, UNSTALE_MS};
 use crate::processor::Processor;
 use crate::sink::Sink;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{FriendList, LocationEvent, UserId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// After everything has settled there is talk again, and silence, so often.
+const TALKS: usize = 2;
+/// For so long.
+const TALK_MS: i64 = 8_000;
+/// After so long a world is up, and a connection has its snapshot.
+const START_MS: i64 = 10_000;
+/// No world needs so many.
+const STEPS_MAX: u64 = 5_000_000;
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,8 +34,10 @@ pub struct Ending {
     pub trace_hash: u64,
     /// How often a friend was shown.
     pub shown_count: u64,
-    /// Friends in the views that were compared at the end.
+    /// Friends in the views that were compared after everything had settled.
     pub compared_count: u64,
+    /// Pairs that were compared while the world went on.
+    pub prompt_count: u64,
     /// Reports in the log.
     pub report_count: u64,
     /// Steps that were taken.
@@ -56,9 +67,17 @@ pub struct World {
     steps: u64,
 }
 
-/// Runs the world of a seed; prints what happens if wanted.
+/// Runs the world of a seed; prints what happens if wanted. A panic is a verdict, too.
 pub fn run(seed: u64, prints: bool) -> Ending {
-    World::new(seed, prints).run()
+    std::panic::catch_unwind(|| World::new(seed, prints).run()).unwrap_or_else(|_| Ending {
+        verdict: Some("a panic, whose message is above".to_owned()),
+        trace_hash: 0,
+        shown_count: 0,
+        compared_count: 0,
+        prompt_count: 0,
+        report_count: 0,
+        step_count: 0,
+    })
 }
 
 impl World {
@@ -97,15 +116,21 @@ impl World {
         let faulty_until_ms = BEGINNING_MS + self.around.plan.faulty_ms;
         self.run_until(faulty_until_ms);
         Chaos::end(&mut self);
+        // In silence nothing is made good by what comes later.
+        self.quiet = self.around.plan.silent;
+        self.run_until(faulty_until_ms + UNSTALE_MS);
+        self.around.judge.stale_ms_max = self.around.judge.stale_ms_max.min(STALE_MS_MAX);
         self.run_until(faulty_until_ms + SETTLING_MS);
-        self.quiet = true;
-        self.run_until(faulty_until_ms + SETTLING_MS + QUIET_MS);
+        self.compare_when_quiet();
+        for _ in 0..TALKS {
+            self.quiet = false;
+            self.run_until(self.around.now_ms() + TALK_MS);
+            self.compare_when_quiet();
+        }
+        // Everybody becomes inactive, and everybody is told; a slow database has time enough.
+        self.run_until(self.around.now_ms() + self.around.plan.inactive_after_ms + QUIET_MS);
         self.compare_views();
         self.compare_history();
-        // Everybody becomes inactive, and everybody is told.
-        let last_ms = faulty_until_ms + SETTLING_MS + self.around.plan.inactive_after_ms + 2 * QUIET_MS;
-        self.run_until(last_ms);
-        self.compare_views();
         let reports = |partition| self.around.broker.all(Topic::LocationEvents, partition).count() as u64;
         Ending {
             report_count: (0..self.around.plan.partitions).map(reports).sum(),
@@ -113,8 +138,16 @@ impl World {
             trace_hash: self.around.trace.hash(),
             shown_count: self.around.judge.shown_count,
             compared_count: self.around.judge.compared_count,
+            prompt_count: self.around.judge.prompt_count,
             step_count: self.steps,
         }
+    }
+
+    /// A while without anything new; then every view is the truth.
+    fn compare_when_quiet(&mut self) {
+        self.quiet = true;
+        self.run_until(self.around.now_ms() + QUIET_MS);
+        self.compare_views();
     }
 
     fn run_until(&mut self, until_ms: i64) {
@@ -122,6 +155,9 @@ impl World {
             && let Some(who) = self.around.agenda.next(until_ms)
         {
             self.steps += 1;
+            if self.steps > STEPS_MAX {
+                self.around.judge.blame(self.around.agenda.now_ms(), format!("{STEPS_MAX} steps and no end"));
+            }
             self.step(who);
         }
     }
@@ -130,7 +166,10 @@ impl World {
         let around = &mut self.around;
         match who {
             Who::Broker => self.step_broker(),
-            Who::Chaos => Chaos::step(self),
+            Who::Chaos => {
+                Chaos::step(self);
+                self.compare_promptly();
+            }
             Who::Processor(number) => self.processors[number].step(around),
             Who::Gateway(number) => {
                 let heard = self.gateways[number].step(around, &mut self.next_gateway);
@@ -158,14 +197,19 @@ impl World {
         if let Some(next_ms) = next_ms {
             around.agenda.wake(Who::Broker, next_ms);
         }
-        around.processors.expel(around.agenda.now_ms());
-        around.sinks.iter_mut().for_each(|group| group.expel(around.agenda.now_ms()));
+        if !around.broker.away {
+            around.processors.expel(around.agenda.now_ms());
+            around.sinks.expel(around.agenda.now_ms());
+        }
         let mut readers = answered;
         let mut topics = BTreeSet::new();
         for arrived in arrived {
             topics.insert(arrived.topic);
             if let Some((_, record)) = around.broker.read(arrived.topic, arrived.partition, arrived.offset) {
                 around.judge.appended(arrived.topic, record);
+                let Arrived { topic, partition, offset } = arrived;
+                let (now_ms, value) = (around.agenda.now_ms(), &record.value);
+                around.trace.note(now_ms, format_args!("{topic:?}/{partition} {offset}: {value:?}"));
             }
         }
         for topic in topics {
@@ -211,6 +255,20 @@ impl World {
         }
     }
 
+    /// Where nothing stands still, views are right while the world goes on.
+    fn compare_promptly(&mut self) {
+        let now_ms = self.around.now_ms();
+        let Some(unchanged_ms) = self.around.plan.prompt_ms.filter(|_| now_ms > BEGINNING_MS + START_MS) else {
+            return;
+        };
+        for client in &self.clients {
+            let settled = client.connections.values().filter(|connection| connection.since_ms + START_MS < now_ms);
+            for view in settled.filter_map(|connection| connection.view.as_ref()) {
+                self.around.judge.compare_unchanged(client.user, view, unchanged_ms, now_ms);
+            }
+        }
+    }
+
     fn compare_views(&mut self) {
         let now_ms = self.around.now_ms();
         for client in &self.clients {
@@ -239,7 +297,11 @@ impl World {
                     .is_none_or(|event| event.position.is_some_and(|at| at.accuracy_m == Some(REFUSED_ACCURACY_M)));
                 kept.extend(event.as_ref().map(promised));
                 let origin = format!("{:?}/{partition}/{offset}", Topic::LocationEvents).into_bytes();
-                let row_count = self.database.rows.get(&(partition, offset)).map_or(0, |(_, count)| *count);
+                let row = self.database.rows.get(&(partition, offset));
+                let row_count = row.map_or(0, |(_, count)| *count);
+                if row.is_some_and(|(stored, _)| Some(*stored) != event) {
+                    wrong.push(format!("record {partition}/{offset} is another one in history"));
+                }
                 match (refused, row_count, letters.contains(&origin)) {
                     (false, 1, false) | (true, 0, true) => {}
                     (_, count, buried) => wrong.push(format!(

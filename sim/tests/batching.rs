@@ -40,7 +40,11 @@ struct Pipeline {
 impl Pipeline {
     fn new() -> Pipeline {
         let mut pipeline = Pipeline {
-            decider: Decider::new(Engine::with_looks_at_once(EngineSettings::default(), 3), PARTITIONS),
+            decider: Decider::new(
+                Engine::with_looks_at_once(EngineSettings::default(), 3),
+                PARTITIONS,
+                TimestampMs(BEGINNING_MS),
+            ),
             sessions: Sessions::default(),
             epochs: Epochs::default(),
             codec: Codec::new(),

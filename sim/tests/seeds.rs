@@ -1,4 +1,4 @@
-//! A few hundred worlds, some that were wrong once, and that a seed is enough to see one again.
+//! A few hundred worlds, and that a seed is enough to see one again.
 
 use nearby_sim::run;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +21,12 @@ fn nothing_is_wrong_in_any_world() {
                     let ending = run(seed, false);
                     let repeat = format!("cargo run -p nearby-sim -- --trace --from {seed}");
                     assert_eq!(ending.verdict, None, "seed {seed}; repeat it with: {repeat}");
-                    compared.fetch_add(ending.compared_count, Ordering::Relaxed);
+                    compared.fetch_add(u64::from(ending.compared_count > 0), Ordering::Relaxed);
                 }
             });
         }
     });
-    assert!(compared.into_inner() > SEEDS, "views that are empty everywhere prove nothing");
+    assert!(compared.into_inner() > SEEDS * 3 / 4, "views that are empty prove nothing");
 }
 
 #[test]
