@@ -10,7 +10,7 @@ use crate::users::Slot;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Adding an edge to the index or removing one costs as much as looking at so many.
-const LOOKS_PER_EDGE: usize = 8;
+pub(crate) const LOOKS_PER_EDGE: usize = 8;
 
 /// Something for the viewers of a group, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,12 +25,14 @@ pub(crate) enum Task {
     Reconnect(GatewayIndex),
 }
 
-/// Tasks in the order in which they are worked at, each once.
+/// Tasks in the order of their turns, each once. A task that is not done with its turn has its next one after all others.
 #[derive(Default)]
 pub(crate) struct Backlog {
     order: VecDeque<Task>,
     /// The first viewer that a task has not yet come to.
     next: BTreeMap<Task, Slot>,
+    /// Looks that reports have left for what is waiting; negative, where it took more.
+    credit: i64,
 }
 
 impl Backlog {
@@ -41,6 +43,14 @@ impl Backlog {
         }
     }
 
+    /// The same, but its turn comes before all others.
+    pub(crate) fn push_first(&mut self, task: Task) {
+        if self.next.insert(task, 0).is_some() {
+            self.order.retain(|waiting| *waiting != task);
+        }
+        self.order.push_front(task);
+    }
+
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.order.is_empty()
@@ -49,13 +59,6 @@ impl Backlog {
     fn first(&self) -> Option<(Task, Slot)> {
         self.order.front().map(|task| (*task, self.next[task]))
     }
-
-    /// The first task has its next turn after all others.
-    fn rotate(&mut self) {
-        if !self.order.is_empty() {
-            self.order.rotate_left(1);
-        }
-    }
 }
 
 impl Engine {
@@ -63,30 +66,56 @@ impl Engine {
     #[inline]
     pub(crate) fn work_off(&mut self, out: &mut Vec<Notice>) {
         if !self.backlog.is_empty() {
-            self.work_off_some(out);
+            self.work_off_some(self.looks_at_once_max, out);
+        }
+    }
+
+    /// Does as much of what is waiting as a report did, which looked at so many: neither keeps the other waiting.
+    #[inline]
+    pub(crate) fn work_off_beside(&mut self, slot: Slot, out: &mut Vec<Notice>) {
+        if !self.backlog.is_empty() {
+            self.work_off_on_credit(slot, out);
         }
     }
 
     #[cold]
-    fn work_off_some(&mut self, out: &mut Vec<Notice>) {
-        let mut looks = 0;
+    fn work_off_on_credit(&mut self, slot: Slot, out: &mut Vec<Notice>) {
+        self.backlog.credit += i64::try_from(self.looks(slot)).unwrap_or(i64::MAX);
+        if let Ok(looks_max @ 1..) = usize::try_from(self.backlog.credit) {
+            let looks = self.work_off_some(looks_max.min(self.looks_at_once_max), out);
+            self.backlog.credit -= i64::try_from(looks).unwrap_or(i64::MAX);
+        }
+        if self.backlog.is_empty() {
+            self.backlog.credit = 0;
+        }
+    }
+
+    #[cold]
+    fn work_off_some(&mut self, looks_max: usize, out: &mut Vec<Notice>) -> usize {
+        let (mut looks, mut worked_at) = (0, None);
         while let Some((task, from)) = self.backlog.first() {
             let Some(slot) = self.next_of(task, from) else {
                 self.finish(task);
                 continue;
             };
-            if looks >= self.looks_at_once_max {
+            if looks >= looks_max {
+                // Only who has had a turn goes to the end: who has not would never come to one.
+                if worked_at == Some(task) {
+                    self.backlog.order.rotate_left(1);
+                }
                 break;
             }
-            looks += 1 + self.work(task, slot, out);
+            looks += self.work(task, slot, out);
+            worked_at = Some(task);
             self.backlog.next.insert(task, slot + 1);
         }
-        self.backlog.rotate();
+        looks
     }
 
     /// To whom a task comes next.
     fn next_of(&self, task: Task, from: Slot) -> Option<Slot> {
         match task {
+            // One viewer, so to say: the stand-in itself.
             Task::Follow(stand_in) => (from <= stand_in).then_some(stand_in),
             Task::Serve(partition) => {
                 let held = self.partitions.get(&partition).filter(|held| held.served)?;
@@ -106,23 +135,20 @@ impl Engine {
         }
     }
 
-    /// Does it for one; says how many looks at edges that cost.
+    /// Does it for one; says how many looks that cost.
     fn work(&mut self, task: Task, slot: Slot, out: &mut Vec<Notice>) -> usize {
-        let edges = self.lists.of(slot).len();
         match task {
             Task::Follow(stand_in) => {
                 let change = self.users.follow(stand_in, self.index.hub(stand_in));
                 self.tell_watchers(stand_in, &self.radius.moved(change.old, change.new), out);
-                return self.index.watchers(stand_in).len();
+                1 + self.index.watchers(stand_in).len()
             }
             Task::Serve(_) => self.reconnect(slot, |_| true, out),
             Task::Forget(partition) => {
-                if self.leaving.get_mut(&partition).is_some_and(|viewers| viewers.remove(&slot)) {
-                    self.let_go(slot);
-                }
+                let left = self.leaving.get_mut(&partition).is_some_and(|viewers| viewers.remove(&slot));
+                if left { self.let_go(slot) } else { 1 }
             }
             Task::Reconnect(gateway) => self.reconnect(slot, |on| on == gateway, out),
         }
-        LOOKS_PER_EDGE * edges
     }
 }

@@ -1,5 +1,6 @@
 //! Who is held, who is connected, and whom the connected ones watch.
 
+use crate::backlog::LOOKS_PER_EDGE;
 use crate::engine::Engine;
 use crate::notice::{GatewayIndex, Notice};
 use crate::users::Slot;
@@ -11,9 +12,8 @@ impl Engine {
     pub(crate) fn hold(&mut self, partition: i32, user: UserId) -> Option<Slot> {
         let slot = self.users.slot(user);
         if self.is_leaving(slot) {
-            for viewers in self.leaving.values_mut() {
-                viewers.remove(&slot);
-            }
+            let leaving = self.users.partition(slot).and_then(|partition| self.leaving.get_mut(&partition));
+            leaving.map(|viewers| viewers.remove(&slot));
             self.let_go(slot);
         }
         match self.users.partition(slot) {
@@ -26,12 +26,13 @@ impl Engine {
         }
     }
 
-    /// Nothing is held of a user any more, and nothing told.
-    pub(crate) fn let_go(&mut self, user: Slot) {
+    /// Nothing is held of a user any more, and nothing told. Returns how many looks that cost.
+    pub(crate) fn let_go(&mut self, user: Slot) -> usize {
         self.sessions.forget(user);
-        self.reconnect(user, |_| false, &mut Vec::new());
+        let looks = self.reconnect(user, |_| false, &mut Vec::new());
         self.lists.replace(user, None);
         self.users.set_partition(user, None);
+        looks
     }
 
     /// Whether a user's partition was forgotten, and the user not yet let go: nothing must be told to it.
@@ -51,44 +52,55 @@ impl Engine {
     }
 
     /// Brings the gateways that reach a user up to date, and the index when the user is no longer connected, or newly. Where
-    /// the user is told what happens, a snapshot comes first; it also comes where it is asked for.
-    pub(crate) fn reconnect(&mut self, user: Slot, asked: impl Fn(GatewayIndex) -> bool, out: &mut Vec<Notice>) {
+    /// the user is told what happens, a snapshot comes first; it also comes where it is asked for. Returns how many looks that
+    /// cost: of the many users who are not connected, hardly any.
+    pub(crate) fn reconnect(
+        &mut self,
+        user: Slot,
+        asked: impl Fn(GatewayIndex) -> bool,
+        out: &mut Vec<Notice>,
+    ) -> usize {
         let served = self.served_partition(user).is_some();
         let new = self.sessions.tell_on(user, |gateway| served && self.gateways.alive(gateway));
         let before = self.users.set_gateways(user, self.sessions.told(user));
+        let edges = self.lists.of(user).len();
+        let mut looks = 1;
         match (before, self.users.connected(user)) {
             (false, true) => {
                 self.each_friend(user, Engine::watch);
                 self.connected += 1;
+                looks += LOOKS_PER_EDGE * edges;
             }
             (true, false) => {
                 self.each_friend(user, Engine::unwatch);
                 self.connected -= 1;
+                looks += LOOKS_PER_EDGE * edges;
             }
             _ => {}
         }
-        let told = self.sessions.told(user).filter(|gateway| asked(*gateway) || new.contains(gateway));
-        told.for_each(|gateway| self.tell_snapshot(user, gateway, out));
+        for gateway in self.sessions.told(user).filter(|gateway| asked(*gateway) || new.contains(gateway)) {
+            self.tell_snapshot(user, gateway, out);
+            looks += edges;
+        }
+        looks
     }
 
     /// The viewer's list is replaced, and the difference told.
-    pub(crate) fn set_list(&mut self, viewer: Slot, friends: Option<Box<[Slot]>>, out: &mut Vec<Notice>) {
+    pub(crate) fn set_list(&mut self, viewer: Slot, mut friends: Option<Box<[Slot]>>, out: &mut Vec<Notice>) {
         if !self.users.connected(viewer) {
             self.lists.replace(viewer, friends);
             return;
         }
         let before = self.lists.replace(viewer, None).unwrap_or_default();
         let hubs: Vec<Slot> = before.iter().map(|watched| self.index.hub(*watched)).collect();
-        let is_in =
-            |list: &Option<Box<[Slot]>>, friend| list.as_ref().is_some_and(|list| list.binary_search(friend).is_ok());
-        let (mut removed, mut added, mut after) = (Vec::new(), Vec::new(), friends.clone());
+        let (mut removed, mut added) = (Vec::new(), Vec::new());
         for (watched, hub) in before.iter().zip(&hubs) {
-            if !is_in(&friends, hub) {
+            if friends.as_ref().is_none_or(|friends| friends.binary_search(hub).is_err()) {
                 self.unwatch(*watched, viewer);
                 removed.push(*watched);
             }
         }
-        for friend in after.iter_mut().flatten() {
+        for friend in friends.iter_mut().flatten() {
             if let Ok(at) = hubs.binary_search(friend) {
                 *friend = before[at];
             } else {
@@ -96,7 +108,7 @@ impl Engine {
                 added.push(*friend);
             }
         }
-        self.lists.replace(viewer, after);
+        self.lists.replace(viewer, friends);
         self.tell_list(viewer, &removed, &added, out);
     }
 

@@ -38,7 +38,7 @@ pub struct Engine {
     pub(crate) connected: usize,
 }
 
-/// Sizes of an engine's state, for metrics.
+/// Sizes of an engine's state, for metrics. Users whose turn has not come yet count as before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Users whose position counts: shared, and not too old.
@@ -112,7 +112,7 @@ impl Engine {
         let slot = self.users.slot(user);
         let oldest = self.clock.plus_ms(self.inactive_after_ms.saturating_neg());
         let Some(change) = self.users.report(slot, time, place, oldest) else {
-            return self.work_off(out);
+            return self.work_off_beside(slot, out);
         };
         // Who was shown has an entry in the wheel already.
         if change.old.is_none() && change.new.is_some() {
@@ -124,7 +124,7 @@ impl Engine {
             self.tell_watchers(slot, &circles, out);
             self.let_follow(slot);
         }
-        self.work_off(out);
+        self.work_off_beside(slot, out);
     }
 
     /// Reports of these users come next: what they need is brought into the cache, for all of them at once instead of one
@@ -329,14 +329,19 @@ impl Engine {
     }
 
     /// Who looks at a user, and at whom the user looks.
-    fn looks(&self, slot: Slot) -> usize {
+    pub(crate) fn looks(&self, slot: Slot) -> usize {
         1 + self.lists.of(slot).len() + self.index.watchers(slot).len()
     }
 
-    /// The stand-ins of a hub follow it, one after the other.
+    /// The stand-ins of a hub follow it, one after the other: first of all those of who is gone, because until then they show
+    /// to others who must not be seen any more.
     #[inline]
     fn let_follow(&mut self, slot: Slot) {
-        self.index.stand_ins(slot).for_each(|stand_in| self.backlog.push(Task::Follow(stand_in)));
+        let is_gone = self.users.place(slot).is_none();
+        for stand_in in self.index.stand_ins(slot) {
+            let task = Task::Follow(stand_in);
+            if is_gone { self.backlog.push_first(task) } else { self.backlog.push(task) }
+        }
     }
 }
 

@@ -20,25 +20,31 @@
 //! - **Told is true.** The view that the notices gave to a gateway on which a viewer is connected is exactly the friends
 //!   that the viewer sees by rule R1, as far as inputs are worked off. So whether a friend was told to be near need not be
 //!   remembered: it is what was true before the input, and an evaluation tells the difference between before and after.
-//! - A user's place is in the table of places exactly while it counts: shared, and at most `inactive_after_ms` old.
+//! - A user's place is in the table of places exactly while it counts: shared, and at most `inactive_after_ms` old. That of a
+//!   stand-in, and of who has just become inactive, follows when its turn comes.
 //! - The index leads from a friend to a viewer exactly when the viewer is connected and has the friend in its list; where a
 //!   stand-in is watched instead of a hub, both the list and the index name the stand-in.
 //! - A user's time never goes backward, so an entry of the timer wheel may come too early but never too late.
 //!
 //! # How much one call does
 //!
-//! Nobody waits long for an input of somebody else: a call looks at about 4,096 edges for its own input, and at as many for
-//! what earlier ones have left (`looks_at_once_max`; an edge that is added or removed counts as eight). What does not fit is
-//! done by the calls that follow, whatever they are, in the order in which it came; [`resume`](Engine::resume) does it while
-//! there is no input, and says when nothing is left.
-//! - A friend with more watchers has stand-ins, each with a place of its own and at most 4,096 watchers. They follow their hub
-//!   one after the other, and the hub's latest place only. A viewer is told, and compared, by what its stand-in says.
+//! Nobody waits long for an input of somebody else: a call looks at about 4,096 edges for its own input, at as many for who
+//! has become inactive, and at as many for what earlier ones have left (`looks_at_once_max`; an edge that is added or removed
+//! counts as eight, and the last viewer of a slice may be one with very many). A report does no more for others than it did
+//! for itself, so that while something waits half of the time goes to reports. What does not fit is done by the calls that
+//! follow, whatever they are, turn by turn; [`resume`](Engine::resume) does it while there is no input, and says when nothing
+//! is left.
+//! - A friend with more watchers is a hub and has stand-ins, each with a place of its own and at most 4,096 watchers. They
+//!   follow their hub one after the other, and the hub's latest place only. A viewer is told, and compared, by what its
+//!   stand-in says. Who withdraws or becomes inactive is followed before anything else is worked at; until then, a few calls
+//!   later, the last watchers may still see where it was.
 //! - A partition that is served or forgotten, and a gateway that is lost or returns, are worked off viewer by viewer. For a
 //!   forgotten partition nothing is told from then on. A viewer whose record comes in earlier has its turn at once.
-//! - Of very many who become inactive at once some are told later. Inactive by R1 are they all.
+//! - Of very many who become inactive at once some have their turn later. Until then they count as before.
 //!
-//! What is not divided: the list of one viewer, which has at most `FriendList::FRIENDS_MAX` friends; the entries of one second
-//! in the timer wheel, of some ten nanoseconds each; [`stale_sessions`](Engine::stale_sessions), a question that is seldom asked.
+//! What is not divided: the list of one viewer, which has at most `FriendList::FRIENDS_MAX` friends; the walk over a hub's
+//! stand-ins at each of its reports, one for each 4,096 watchers; the entries of one second in the timer wheel, or of as many
+//! seconds as the clock jumps, of some ten nanoseconds each; [`stale_sessions`](Engine::stale_sessions), which is seldom asked.
 //!
 //! Deliberately absent: epochs (R9 is the processor's and the pushers'), encoding, hysteresis, coalescing.
 //!

@@ -19,7 +19,8 @@ pub struct Address {
     pub viewer: UserId,
 }
 
-/// One viewer on one gateway is told something. Notices of one report follow one another directly.
+/// One viewer on one gateway is told something. Notices of one report follow one another directly, but
+/// for those to the watchers of a hub's stand-ins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A friend is near, at a place (R3, R4, R11).

@@ -77,7 +77,7 @@ impl Users {
         slot
     }
 
-    /// A slot more for a user, which is told of what `hub`, the first, is told when it is time to: see [`Self::follow`].
+    /// A further slot for the hub's id, which follows the hub: see [`Self::follow`].
     pub(crate) fn add_stand_in(&mut self, hub: Slot) -> Slot {
         let stand_in = Slot::try_from(self.places.len()).expect(FEWER_THAN_2_32);
         self.push(self.id(hub));

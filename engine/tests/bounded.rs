@@ -3,6 +3,8 @@
 mod script;
 
 use expect_test::expect;
+use nearby_engine::{Engine, EngineSettings, Notice};
+use nearby_schemas::{GatewayId, TimestampMs, UserId};
 use script::check;
 
 #[test]
@@ -116,8 +118,9 @@ fn what_a_viewer_was_told_of_a_hub_decides_what_comes_next() {
                 3@g1 <- viewer moved 37.77,-122.41
             resume
                 nothing waits
-            resume
+            at 2s 9 unshares
                 2@g1 <- 9 left unshared
+            resume
                 nothing waits
             counts
                 Counts { users_with_position: 3, viewers_connected: 3, edges_indexed: 3, lists_held: 3, gateways_alive: 1 }
@@ -173,8 +176,8 @@ fn viewers_of_a_partition_get_their_snapshots_one_after_the_other() {
                 3@g1 <- 8 moved 3335.9m of 0s
                 2@g1 <- 8 moved 3335.9m of 0s
                 1@g1 <- 8 moved 3335.9m of 0s
-                2@g1 <- snapshot at 37.77,-122.41 [8 3335.9m]
             resume
+                2@g1 <- snapshot at 37.77,-122.41 [8 3335.9m]
                 3@g1 <- snapshot at 37.77,-122.41 [8 3335.9m]
                 nothing waits
             resume
@@ -277,4 +280,138 @@ fn very_many_expire_one_after_the_other() {
                 nothing waits
         "#]],
     );
+}
+
+#[test]
+fn nobody_waits_for_ever_while_a_hub_goes_on_reporting() {
+    check(
+        "
+        looks 1
+        beat g1
+        serve 0
+        list 1: 9
+        list 2: 9
+        list 3: 9
+        list 4: 9
+        1 reports 37.77,-122.41
+        2 reports 37.77,-122.41
+        3 reports 37.77,-122.41
+        4 reports 37.77,-122.41
+        open 1 @g1
+        open 2 @g1
+        open 3 @g1
+        open 4 @g1
+        at 1s 9 reports 37.78,-122.41
+        at 2s 9 reports 37.78,-122.41
+        at 3s 9 reports 37.78,-122.41
+        at 4s 9 reports 37.78,-122.41
+        at 5s 9 reports 37.78,-122.41
+        ",
+        expect![[r#"
+            open 1 @g1
+                1@g1 <- snapshot at 37.77,-122.41 []
+            open 2 @g1
+                2@g1 <- snapshot at 37.77,-122.41 []
+            open 3 @g1
+                3@g1 <- snapshot at 37.77,-122.41 []
+            open 4 @g1
+                4@g1 <- snapshot at 37.77,-122.41 []
+            at 1s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 1s
+                4@g1 <- 9 moved 1112.0m of 1s
+            at 2s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 2s
+                3@g1 <- 9 moved 1112.0m of 2s
+            at 3s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 3s
+                2@g1 <- 9 moved 1112.0m of 3s
+            at 4s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 4s
+                4@g1 <- 9 moved 1112.0m of 4s
+            at 5s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 5s
+                3@g1 <- 9 moved 1112.0m of 5s
+        "#]],
+    );
+}
+
+#[test]
+fn who_withdraws_is_followed_before_anything_else_is_done() {
+    check(
+        "
+        looks 1
+        beat g1
+        serve 0
+        list 1: 9
+        list 2: 9
+        list 3: 9
+        1 reports 37.77,-122.41
+        2 reports 37.77,-122.41
+        3 reports 37.77,-122.41
+        open 1 @g1
+        open 2 @g1
+        open 3 @g1
+        at 1s 9 reports 37.78,-122.41
+        resume
+        beat g2
+        # Much is waiting when the hub withdraws: its stand-ins come first.
+        serve 0
+        at 2s 9 unshares
+        at 2s tick
+        at 2s tick
+        open 2 @g2
+        resume
+        ",
+        expect![[r#"
+            open 1 @g1
+                1@g1 <- snapshot at 37.77,-122.41 []
+            open 2 @g1
+                2@g1 <- snapshot at 37.77,-122.41 []
+            open 3 @g1
+                3@g1 <- snapshot at 37.77,-122.41 []
+            at 1s 9 reports 37.78,-122.41
+                1@g1 <- 9 moved 1112.0m of 1s
+                3@g1 <- 9 moved 1112.0m of 1s
+            resume
+                2@g1 <- 9 moved 1112.0m of 1s
+                nothing waits
+            serve 0
+                1@g1 <- snapshot at 37.77,-122.41 [9 1112.0m]
+            at 2s 9 unshares
+                1@g1 <- 9 left unshared
+                2@g1 <- 9 left unshared
+            at 2s tick
+                3@g1 <- 9 left unshared
+            at 2s tick
+                2@g1 <- snapshot at 37.77,-122.41 []
+            open 2 @g2
+                2@g2 <- snapshot at 37.77,-122.41 []
+                3@g1 <- snapshot at 37.77,-122.41 []
+            resume
+                nothing waits
+        "#]],
+    );
+}
+
+/// Owners hold the lists of everybody, and few of them are connected.
+#[test]
+fn users_who_are_not_connected_cost_hardly_anything() {
+    const LOOKS: usize = 100;
+    let mut engine = Engine::with_looks_at_once(EngineSettings::default(), LOOKS);
+    let (now, mut out) = (TimestampMs(1_000), Vec::new());
+    let gateway = GatewayId::new("g1").expect("legal");
+    engine.heartbeat(&gateway, now, now, &mut out);
+    let friends: Vec<UserId> = (0..50).map(|friend| UserId(5_000 + friend)).collect();
+    for user in 0..1_000 {
+        engine.friend_list(0, UserId(user), Some(&friends), now, &mut out);
+    }
+    engine.session(0, UserId(999), &gateway, Some(1), now, &mut out);
+    engine.serve(0, now, &mut out);
+    let mut calls = 1;
+    while !out.iter().any(|notice| matches!(notice, Notice::Snapshot { .. })) {
+        engine.resume(now, &mut out);
+        calls += 1;
+        assert!(calls <= 1_000, "no snapshot");
+    }
+    assert!(calls <= 1_000 / LOOKS + 1, "{calls} calls until the only viewer has its snapshot");
 }
