@@ -9,6 +9,8 @@ use crate::notice::{GatewayIndex, Notice};
 use crate::users::Slot;
 use std::collections::{BTreeMap, VecDeque};
 
+/// Looking at an edge for a snapshot, which tells all that is near, costs as much as looking at so many for a move.
+pub(crate) const LOOKS_PER_EDGE_TOLD: usize = 3;
 /// Adding an edge to the index or removing one costs as much as looking at so many.
 pub(crate) const LOOKS_PER_EDGE: usize = 8;
 
@@ -72,21 +74,21 @@ impl Engine {
 
     /// Does as much of what is waiting as a report did, which looked at so many: neither keeps the other waiting.
     #[inline]
-    pub(crate) fn work_off_beside(&mut self, slot: Slot, out: &mut Vec<Notice>) {
+    pub(crate) fn work_off_beside(&mut self, looks: usize, out: &mut Vec<Notice>) {
         if !self.backlog.is_empty() {
-            self.work_off_on_credit(slot, out);
+            self.work_off_on_credit(looks, out);
         }
     }
 
     #[cold]
-    fn work_off_on_credit(&mut self, slot: Slot, out: &mut Vec<Notice>) {
-        self.backlog.credit += i64::try_from(self.looks(slot)).unwrap_or(i64::MAX);
+    fn work_off_on_credit(&mut self, looks: usize, out: &mut Vec<Notice>) {
+        let signed = |looks: usize| i64::try_from(looks).unwrap_or(i64::MAX);
+        self.backlog.credit = self.backlog.credit.saturating_add(signed(looks)).min(signed(self.looks_at_once_max));
         if let Ok(looks_max @ 1..) = usize::try_from(self.backlog.credit) {
-            let looks = self.work_off_some(looks_max.min(self.looks_at_once_max), out);
-            self.backlog.credit -= i64::try_from(looks).unwrap_or(i64::MAX);
-        }
-        if self.backlog.is_empty() {
-            self.backlog.credit = 0;
+            let done = self.work_off_some(looks_max, out);
+            if !self.backlog.is_empty() {
+                self.backlog.credit -= signed(done);
+            }
         }
     }
 
@@ -108,6 +110,9 @@ impl Engine {
             looks += self.work(task, slot, out);
             worked_at = Some(task);
             self.backlog.next.insert(task, slot + 1);
+        }
+        if self.backlog.is_empty() {
+            self.backlog.credit = 0;
         }
         looks
     }

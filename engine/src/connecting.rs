@@ -1,6 +1,6 @@
 //! Who is held, who is connected, and whom the connected ones watch.
 
-use crate::backlog::LOOKS_PER_EDGE;
+use crate::backlog::{LOOKS_PER_EDGE, LOOKS_PER_EDGE_TOLD};
 use crate::engine::Engine;
 use crate::notice::{GatewayIndex, Notice};
 use crate::users::Slot;
@@ -12,8 +12,10 @@ impl Engine {
     pub(crate) fn hold(&mut self, partition: i32, user: UserId) -> Option<Slot> {
         let slot = self.users.slot(user);
         if self.is_leaving(slot) {
-            let leaving = self.users.partition(slot).and_then(|partition| self.leaving.get_mut(&partition));
-            leaving.map(|viewers| viewers.remove(&slot));
+            let partition = self.users.partition(slot);
+            if let Some(viewers) = partition.and_then(|partition| self.leaving.get_mut(&partition)) {
+                viewers.remove(&slot);
+            }
             self.let_go(slot);
         }
         match self.users.partition(slot) {
@@ -80,7 +82,7 @@ impl Engine {
         }
         for gateway in self.sessions.told(user).filter(|gateway| asked(*gateway) || new.contains(gateway)) {
             self.tell_snapshot(user, gateway, out);
-            looks += edges;
+            looks += LOOKS_PER_EDGE_TOLD * edges;
         }
         looks
     }

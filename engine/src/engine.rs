@@ -112,19 +112,21 @@ impl Engine {
         let slot = self.users.slot(user);
         let oldest = self.clock.plus_ms(self.inactive_after_ms.saturating_neg());
         let Some(change) = self.users.report(slot, time, place, oldest) else {
-            return self.work_off_beside(slot, out);
+            return self.work_off_beside(1, out);
         };
         // Who was shown has an entry in the wheel already.
         if change.old.is_none() && change.new.is_some() {
             self.wheel.schedule(slot, due(time, self.inactive_after_ms));
         }
+        let mut looks = 1;
         if change.old.is_some() || change.new.is_some() {
+            looks = self.looks(slot);
             let circles = self.radius.moved(change.old, change.new);
             self.tell_viewer(slot, &circles, out);
             self.tell_watchers(slot, &circles, out);
             self.let_follow(slot);
         }
-        self.work_off_beside(slot, out);
+        self.work_off_beside(looks, out);
     }
 
     /// Reports of these users come next: what they need is brought into the cache, for all of them at once instead of one
@@ -329,7 +331,7 @@ impl Engine {
     }
 
     /// Who looks at a user, and at whom the user looks.
-    pub(crate) fn looks(&self, slot: Slot) -> usize {
+    fn looks(&self, slot: Slot) -> usize {
         1 + self.lists.of(slot).len() + self.index.watchers(slot).len()
     }
 

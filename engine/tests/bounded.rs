@@ -4,7 +4,7 @@ mod script;
 
 use expect_test::expect;
 use nearby_engine::{Engine, EngineSettings, Notice};
-use nearby_schemas::{GatewayId, TimestampMs, UserId};
+use nearby_schemas::{GatewayId, Place, TimestampMs, UserId};
 use script::check;
 
 #[test]
@@ -176,8 +176,8 @@ fn viewers_of_a_partition_get_their_snapshots_one_after_the_other() {
                 3@g1 <- 8 moved 3335.9m of 0s
                 2@g1 <- 8 moved 3335.9m of 0s
                 1@g1 <- 8 moved 3335.9m of 0s
-            resume
                 2@g1 <- snapshot at 37.77,-122.41 [8 3335.9m]
+            resume
                 3@g1 <- snapshot at 37.77,-122.41 [8 3335.9m]
                 nothing waits
             resume
@@ -414,4 +414,33 @@ fn users_who_are_not_connected_cost_hardly_anything() {
         assert!(calls <= 1_000, "no snapshot");
     }
     assert!(calls <= 1_000 / LOOKS + 1, "{calls} calls until the only viewer has its snapshot");
+}
+
+/// While something waits, a report does no more for others than for itself, whatever was done or owed before.
+#[test]
+fn small_reports_do_little_of_what_is_waiting() {
+    const LOOKS: usize = 1_000;
+    let mut engine = Engine::with_looks_at_once(EngineSettings::default(), LOOKS);
+    let (now, mut out) = (TimestampMs(1_000), Vec::new());
+    let gateway = GatewayId::new("g1").expect("legal");
+    engine.heartbeat(&gateway, now, now, &mut out);
+    for user in 0..400 {
+        let friends: Vec<UserId> = (1..=10).map(|step| UserId((user + step) % 400)).collect();
+        engine.friend_list(0, UserId(user), Some(&friends), now, &mut out);
+        engine.session(0, UserId(user), &gateway, Some(1), now, &mut out);
+    }
+    for _ in 0..2 {
+        out.clear();
+        engine.serve(0, now, &mut out);
+        let snapshots = |out: &[Notice]| out.iter().filter(|notice| matches!(notice, Notice::Snapshot { .. })).count();
+        let at_once = snapshots(&out);
+        let place = Place::from_degrees(37.77, -122.41).ok();
+        for report in 1..=20 {
+            engine.report(UserId(399), TimestampMs(1_000 + report), place, now, &mut out);
+        }
+        // A report of a user with ten friends and ten watchers, and a snapshot of ten friends, for an edge more.
+        assert!((1..=20).contains(&(snapshots(&out) - at_once)), "{} snapshots", snapshots(&out) - at_once);
+        while engine.resume(now, &mut out) {}
+        assert_eq!(snapshots(&out), 400);
+    }
 }

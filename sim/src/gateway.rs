@@ -23,6 +23,9 @@ const FLUSH_MS: i64 = 100;
 const SLOW_CLIENT_MS: i64 = 30_000;
 const SILENCE_MS_MAX: i64 = 105_000;
 const DRAIN_MS_MAX: i64 = 3_000;
+/// The first one starts after at most so long, and the next one after it has ended.
+const FIRST_START_MS_MAX: i64 = 2_000;
+const RESTART_MS_MAX: i64 = 15_000;
 /// Enough for everybody on one.
 const CAPACITY: i32 = 64;
 
@@ -101,7 +104,7 @@ impl Gateway {
     /// A machine whose gateway is about to start.
     pub fn new(number: usize, around: &mut Around) -> Gateway {
         let ahead_ms = around.dice.between(-400, 400);
-        let starts_at_ms = around.now_ms() + around.dice.between(0, 2_000);
+        let starts_at_ms = around.now_ms() + around.dice.between(0, FIRST_START_MS_MAX);
         around.agenda.wake(Who::Gateway(number), starts_at_ms);
         Gateway { number, ahead_ms, run: None, starts_at_ms, cut_off_until_ms: 0, held_until_ms: 0 }
     }
@@ -177,7 +180,7 @@ impl Gateway {
     }
 
     fn restart(&mut self, around: &mut Around) {
-        self.starts_at_ms = around.now_ms() + around.dice.between(0, 15_000);
+        self.starts_at_ms = around.now_ms() + around.dice.between(0, RESTART_MS_MAX);
         self.cut_off_until_ms = 0;
         around.agenda.wake(Who::Gateway(self.number), self.starts_at_ms);
     }
@@ -420,4 +423,10 @@ impl Run {
         let next_ms = timers.into_iter().flatten().chain(flushes).chain(deaths).chain(stuck).min().unwrap_or(now_ms);
         next_ms.max(now_ms + 10)
     }
+}
+
+/// The number of a gateway's run is the last part of its name.
+pub fn number_of(gateway: &str) -> u32 {
+    let last = gateway.rsplit('-').next().and_then(|number| number.parse().ok());
+    last.expect("gateways of the simulator have numbers")
 }

@@ -4,14 +4,17 @@
 use crate::agenda::Who;
 use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
+use crate::gateway::number_of;
 use crate::judge::GATEWAY_LOST_AFTER_MS;
-use crate::processor::number_of;
 use nearby_ingest::admission;
 use nearby_ingest::gateways::Directory;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Source, UserId};
 use std::collections::BTreeMap;
+
+/// The next one starts after at most so long.
+const RESTART_MS_MAX: i64 = 5_000;
 
 /// A machine that runs an ingest.
 pub struct Ingest {
@@ -62,7 +65,7 @@ impl Ingest {
     pub fn crash(&mut self, around: &mut Around) {
         if let Some(run) = self.run.take() {
             around.broker.end_producer(run.producer, &mut around.dice);
-            self.starts_at_ms = around.now_ms() + around.dice.between(0, 5_000);
+            self.starts_at_ms = around.now_ms() + around.dice.between(0, RESTART_MS_MAX);
             around.agenda.wake(Who::Ingest(self.number), self.starts_at_ms);
         }
     }

@@ -9,19 +9,19 @@
 //! A seed draws the sizes of a world and what goes wrong in it ([`plan`]). First there are faults; then they end, and after
 //! a while everything has to be right. [`judge`] says what is right, and shares no code with what it judges.
 
-pub mod agenda;
-pub mod around;
-pub mod broker;
+mod agenda;
+mod around;
+mod broker;
 mod chaos;
 mod client;
-pub mod database;
+mod database;
 mod dice;
 mod gateway;
-pub mod group;
+mod group;
 mod ingest;
-pub mod judge;
+mod judge;
 mod member;
-pub mod plan;
+mod plan;
 mod processor;
 mod sink;
 mod trace;

@@ -3,6 +3,7 @@
 use crate::agenda::Who;
 use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
+use crate::gateway::number_of;
 use crate::judge::{GATEWAY_LOST_AFTER_MS, RADIUS_M};
 use crate::member::Member;
 use nearby_engine::{Engine, EngineSettings, GatewayIndex};
@@ -17,6 +18,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 const TICK_MS: i64 = 200;
 const MAKE_GOOD_INTERVAL_MS: i64 = 1_000;
 const HANDOVER_MAX_MS: i64 = 5_000;
+/// The first one starts after at most so long, and the next one after it has ended.
+const FIRST_START_MS_MAX: i64 = 3_000;
+const RESTART_MS_MAX: i64 = 20_000;
+/// Before lists and sessions come, at most; less than a handover waits.
+const RESTORE_MS_MAX: i64 = 2_500;
+/// A reader of heartbeats that is late is so by so much.
+const HEARTBEATS_LATE_MS: i64 = 20_000;
 /// Smaller than in production, so that it is hit.
 const WAITING_MAX: usize = 8;
 const RECORDS_AT_ONCE_MAX: i64 = 12;
@@ -71,13 +79,15 @@ struct Reading {
     end: i64,
     generation: u64,
     caught_up: bool,
+    /// Nothing comes before: a million lists take their time.
+    begins_at_ms: i64,
 }
 
 impl Processor {
     /// A machine whose processor is about to start.
     pub fn new(number: usize, around: &mut Around) -> Processor {
         let ahead_ms = around.dice.between(-400, 400);
-        let starts_at_ms = around.now_ms() + around.dice.between(0, 3_000);
+        let starts_at_ms = around.now_ms() + around.dice.between(0, FIRST_START_MS_MAX);
         around.agenda.wake(Who::Processor(number), starts_at_ms);
         Processor {
             number,
@@ -114,7 +124,7 @@ impl Processor {
     }
 
     fn restart(&mut self, around: &mut Around) {
-        self.starts_at_ms = around.now_ms() + around.dice.between(0, 20_000);
+        self.starts_at_ms = around.now_ms() + around.dice.between(0, RESTART_MS_MAX);
         (self.paused_until_ms, self.stalled_until_ms, self.cut_off_until_ms) = (0, 0, 0);
         around.agenda.wake(Who::Processor(self.number), self.starts_at_ms);
     }
@@ -194,7 +204,7 @@ impl Run {
             inbox: VecDeque::new(),
             reports,
             heartbeats: Reading::new(around, Topic::Gateways, 0, 0, 0),
-            heartbeats_held_until_ms: around.now_ms() + if around.dice.chance(0.1) { 20_000 } else { 0 },
+            heartbeats_held_until_ms: around.now_ms() + if around.dice.chance(0.1) { HEARTBEATS_LATE_MS } else { 0 },
             lists: BTreeMap::new(),
             sessions: BTreeMap::new(),
             member: None,
@@ -249,7 +259,8 @@ impl Run {
                 inbox.push_back(Wake::CaughtUp(Source::Heartbeats, 0, 0));
             }
         }
-        for (partition, reading) in &mut self.lists {
+        let now_ms = around.now_ms();
+        for (partition, reading) in self.lists.iter_mut().filter(|(_, reading)| reading.begins_at_ms <= now_ms) {
             let mut lists = Vec::new();
             read_some(around, Topic::FriendLists, *partition, reading, |around, raw| {
                 lists.extend(around.decoders.list(raw));
@@ -259,7 +270,7 @@ impl Run {
                 inbox.push_back(Wake::CaughtUp(Source::Lists, *partition, reading.generation));
             }
         }
-        for (partition, reading) in &mut self.sessions {
+        for (partition, reading) in self.sessions.iter_mut().filter(|(_, reading)| reading.begins_at_ms <= now_ms) {
             let mut sessions = Vec::new();
             read_some(around, Topic::Sessions, *partition, reading, |around, raw| {
                 sessions.extend(around.decoders.session(raw));
@@ -315,8 +326,13 @@ impl Run {
                     self.member = Some(Member::join(around));
                 }
                 Action::Read(partitions, generation) => {
+                    let slow_ms = if around.dice.chance(0.5) { around.dice.between(0, RESTORE_MS_MAX) } else { 0 };
+                    let begins_at_ms = around.now_ms() + slow_ms;
                     for partition in partitions {
-                        let reading = |topic| Reading::new(around, topic, partition, 0, generation);
+                        let reading = |topic| {
+                            let reading = Reading::new(around, topic, partition, 0, generation);
+                            Reading { begins_at_ms, ..reading }
+                        };
                         let held = self.lists.insert(partition, reading(Topic::FriendLists));
                         self.sessions.insert(partition, reading(Topic::Sessions));
                         if held.is_some() {
@@ -404,7 +420,8 @@ impl Run {
 
 impl Reading {
     fn new(around: &Around, topic: Topic, partition: i32, next: i64, generation: u64) -> Reading {
-        Reading { next, end: around.broker.ends(topic, partition).1, generation, caught_up: false }
+        let end = around.broker.ends(topic, partition).1;
+        Reading { next, end, generation, caught_up: false, begins_at_ms: 0 }
     }
 
     /// Whether its end was reached just now: for reports the end that the log had, for what is compacted that which it has.
@@ -430,12 +447,6 @@ fn read_some(
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         take(around, Raw { partition, key, value, appended_at: Some(record.appended_at) });
     }
-}
-
-/// The number of a gateway's run is the last part of its name.
-pub fn number_of(gateway: &str) -> u32 {
-    let last = gateway.rsplit('-').next().and_then(|number| number.parse().ok());
-    last.expect("gateways of the simulator have numbers")
 }
 
 fn millis(duration: std::time::Duration) -> i64 {

@@ -13,6 +13,9 @@ use nearby_sink::record::{Decoder, Log};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 const LOGS: [(Log, Topic); 2] = [(Log::LocationEvents, Topic::LocationEvents), (Log::FriendLists, Topic::FriendLists)];
+/// The first one starts after at most so long, and the next one after it has ended.
+const FIRST_START_MS_MAX: i64 = 3_000;
+const RESTART_MS_MAX: i64 = 15_000;
 /// How often the member of the group shows up.
 const POLL_MS: i64 = 50;
 /// A chunk of the feed, smaller than in production.
@@ -59,7 +62,7 @@ enum UnderWay {
 impl Sink {
     /// A machine whose sink is about to start.
     pub fn new(number: usize, around: &mut Around) -> Sink {
-        let starts_at_ms = around.now_ms() + around.dice.between(0, 3_000);
+        let starts_at_ms = around.now_ms() + around.dice.between(0, FIRST_START_MS_MAX);
         around.agenda.wake(Who::Sink(number), starts_at_ms);
         Sink { number, run: None, starts_at_ms, paused_until_ms: 0 }
     }
@@ -68,7 +71,7 @@ impl Sink {
     pub fn crash(&mut self, around: &mut Around) {
         let Some(run) = self.run.take() else { return };
         around.broker.end_producer(run.producer, &mut around.dice);
-        self.starts_at_ms = around.now_ms() + around.dice.between(0, 15_000);
+        self.starts_at_ms = around.now_ms() + around.dice.between(0, RESTART_MS_MAX);
         self.paused_until_ms = 0;
         around.agenda.wake(Who::Sink(self.number), self.starts_at_ms);
     }
