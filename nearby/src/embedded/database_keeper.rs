@@ -7,6 +7,7 @@ use anyhow::Context;
 use postgresql_embedded::{BOOTSTRAP_SUPERUSER, PostgreSQL, Settings, VersionReq};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -38,7 +39,7 @@ pub async fn keep(settings: KeeperSettings) -> anyhow::Result<()> {
             return refuse(&error);
         }
     };
-    println!("url {}", postgres.settings().url(DATABASE));
+    tell(&format!("url {}", postgres.settings().url(DATABASE)));
     let mut input = tokio::io::stdin();
     let mut buffer = [0; 64];
     while input.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
@@ -51,8 +52,16 @@ pub async fn keep(settings: KeeperSettings) -> anyhow::Result<()> {
 
 /// Tells our parent, who tells the person.
 fn refuse(error: &anyhow::Error) -> anyhow::Result<()> {
-    println!("error {}", format!("{error:#}").replace('\n', " "));
+    tell(&format!("error {}", format!("{error:#}").replace('\n', " ")));
     Ok(())
+}
+
+/// A line for our parent. It may have ended, which the end of our input says, too; to panic over it, as `println!` does, would
+/// leave the database behind.
+fn tell(line: &str) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}") {
+        tracing::debug!(%error, "nobody listens");
+    }
 }
 
 async fn start(folder: &Path, data: &DataFolder) -> anyhow::Result<PostgreSQL> {
