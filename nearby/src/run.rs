@@ -21,6 +21,7 @@ use nearby_service::settings::{AuthSettings, EdgeSettings, KafkaSettings, RuleSe
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::{Database, SinkSettings};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -194,7 +195,12 @@ async fn start(
         stop: stop.clone(),
     })?;
     // One process: nobody can take over from it, so there is no handover to wait for.
-    let processor = ProcessorSettings { rules: settings.rules.clone(), handover_max: Duration::ZERO };
+    let processor = ProcessorSettings {
+        rules: settings.rules.clone(),
+        handover_max: Duration::ZERO,
+        // The other cores have the other services.
+        engine_threads: NonZeroUsize::MIN,
+    };
     let processor = start_processor(processor, kafka.access.clone(), readiness.clone(), stop.clone()).await?;
     let gateway = settings.gateway.new_gateway_id();
     if let Some(embedded) = &kafka.embedded {

@@ -108,7 +108,7 @@ impl Decider {
         let (engine, out) = (&mut self.engine, &mut self.notices);
         match wake {
             Wake::Reports(reports) => {
-                for reports in reports.chunks(PREFETCHED_AT_ONCE) {
+                for reports in reports.reports.chunks(PREFETCHED_AT_ONCE) {
                     engine.prefetch(reports.iter().map(|report| report.user));
                     for report in reports {
                         engine.report(report.user, report.time, report.place, now, out);

@@ -1,7 +1,7 @@
 //! Records of the log, as the engine takes them. Pure: bytes in, or the reason why not.
 
 use crate::decider::CLOCK_BACK_MS_MAX;
-use crate::wake::{Listed, Reported, Sessioned, Wake};
+use crate::wake::{Listed, Reported, Sessioned};
 use nearby_schemas::codec::{Codec, DecodeError, Record};
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
@@ -92,17 +92,17 @@ impl Decoders {
         Ok(Sessioned { partition: raw.partition, user, gateway, ask })
     }
 
-    /// A record of `gateways`.
+    /// A record of `gateways`: whose, and when it was appended; a tombstone has no time.
     ///
     /// # Errors
     /// Why it cannot be read.
-    pub fn heartbeat(&self, raw: Raw<'_>) -> Result<Wake, String> {
+    pub fn heartbeat(&self, raw: Raw<'_>) -> Result<(GatewayId, Option<TimestampMs>), String> {
         if raw.value.is_none() {
             let key = text(raw.key).and_then(|key| GatewayId::new(key).ok());
-            return Ok(Wake::Heartbeat(key.ok_or("a tombstone whose key is no gateway")?, None));
+            return Ok((key.ok_or("a tombstone whose key is no gateway")?, None));
         }
         let heartbeat = decode(&self.heartbeats, raw.value)?;
-        Ok(Wake::Heartbeat(heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
+        Ok((heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
     }
 
     /// A record has to be where the Java client's partitioner puts its user; elsewhere it would have a second owner.

@@ -243,17 +243,17 @@ impl Run {
                 reports.extend(around.decoders.report(raw));
             });
             if reading.ends_now(around, Topic::LocationEvents, *partition) {
-                inbox.push_back(Wake::Reports(std::mem::take(&mut reports)));
+                inbox.push_back(Wake::from(std::mem::take(&mut reports)));
                 inbox.push_back(Wake::CaughtUp(Source::Reports, *partition, 0));
             }
         }
         if !reports.is_empty() {
-            inbox.push_back(Wake::Reports(reports));
+            inbox.push_back(Wake::from(reports));
         }
         if around.now_ms() >= self.heartbeats_held_until_ms {
             let heartbeats = &mut self.heartbeats;
             read_some(around, Topic::Gateways, 0, heartbeats, |around, raw| {
-                inbox.extend(around.decoders.heartbeat(raw))
+                inbox.extend(around.decoders.heartbeat(raw).map(|(gateway, at)| Wake::Heartbeat(gateway, at)))
             });
             if heartbeats.ends_now(around, Topic::Gateways, 0) {
                 inbox.push_back(Wake::CaughtUp(Source::Heartbeats, 0, 0));
