@@ -67,6 +67,8 @@ pub struct Decider {
     packing: Packing,
     /// Partitions of reports that are not restored yet.
     unrestored: BTreeSet<i32>,
+    /// The older part of the reports is not read yet.
+    older_unread: bool,
     /// The heartbeats of gateways are not restored yet.
     gateways_unknown: bool,
     /// Grows with every reading that begins, so that the end of an earlier one is not taken for that of a later one.
@@ -92,6 +94,7 @@ impl Decider {
             epochs: BTreeMap::new(),
             packing: Packing::new(),
             unrestored: (0..partitions).collect(),
+            older_unread: false,
             gateways_unknown: true,
             generation: 0,
             read_since: BTreeMap::new(),
@@ -101,6 +104,13 @@ impl Decider {
             notices: Vec::new(),
             closed: Vec::new(),
         }
+    }
+
+    /// Reports come newest first: [`Wake::Reports`] is what was appended at or after `since`, with which the group is joined;
+    /// what was appended before comes by [`Wake::OlderReports`], meanwhile and after that. To be called before anything else.
+    pub fn newest_first(&mut self, since: TimestampMs) {
+        self.engine.newest_first(since);
+        self.older_unread = true;
     }
 
     /// Something happened.
@@ -114,6 +124,15 @@ impl Decider {
                         engine.report(report.user, report.time, report.place, now, out);
                     }
                 }
+            }
+            Wake::OlderReports(reports) => {
+                for report in &reports.reports {
+                    engine.older_report(report.user, report.time, report.place);
+                }
+            }
+            Wake::OlderAreRead => {
+                engine.older_are_read();
+                self.older_unread = false;
             }
             Wake::Lists(lists) => {
                 for list in lists.iter().filter(|list| self.ownership.holds(list.partition)) {
@@ -215,6 +234,11 @@ impl Decider {
             (true, 0) => Progress::Serving,
             (true, unserved) => Progress::RestoringViewers(unserved),
         }
+    }
+
+    /// Whether there is an older part of the reports that has not been read.
+    pub fn reads_older(&self) -> bool {
+        self.older_unread
     }
 
     /// Whether every partition has been handed over to a successor.

@@ -4,13 +4,13 @@ use crate::decider::{Action, Decider};
 use crate::group::Group;
 use crate::outbox::Outbox;
 use crate::readers::Readers;
-use crate::wake::Wake;
+use crate::wake::{Inbox, Wake};
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// Expiry is told within 1 s; a tick is cheap.
@@ -21,6 +21,8 @@ const CLEANING_INTERVAL: Duration = Duration::from_secs(600);
 /// Wakes taken in a row before the batches get their turn, and for how long they are taken.
 const WAKES_AT_ONCE_MAX: usize = 64;
 const TURN_MAX: Duration = Duration::from_millis(5);
+/// How often what can wait is looked for, as long as there may be something.
+const PATIENT_INTERVAL: Duration = Duration::from_millis(1);
 /// Viewers who get snapshots in one turn because a batch was lost.
 const MADE_GOOD_AT_ONCE_MAX: usize = 1_000;
 const END_FLUSH: Duration = Duration::from_secs(3);
@@ -41,7 +43,7 @@ pub(crate) struct Drive {
 impl Drive {
     /// Runs until the stop, and then until successors have taken over, at most `handover_max`; or until `broken`, which is
     /// raised when an engine of this process cannot go on.
-    pub fn run(mut self, inbox: &Receiver<Wake>, stop: &Stop, broken: &Stop, handover_max: Duration) {
+    pub fn run(mut self, inbox: &Inbox, stop: &Stop, broken: &Stop, handover_max: Duration) {
         // What is to be done next; empty between two turns.
         let mut actions = Vec::new();
         let mut next_tick = Instant::now();
@@ -62,12 +64,16 @@ impl Drive {
                 break;
             }
             let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
-            let patience = if unfinished { Duration::ZERO } else { due.saturating_duration_since(now) };
-            match inbox.recv_timeout(patience) {
+            let patience = match due.saturating_duration_since(now) {
+                _ if unfinished => Duration::ZERO,
+                patience if self.decider.reads_older() => patience.min(PATIENT_INTERVAL),
+                patience => patience,
+            };
+            match inbox.wakes.recv_timeout(patience) {
                 Ok(wake) => {
                     let begun = Instant::now();
                     self.wake(wake, &mut actions);
-                    for wake in inbox.try_iter().take(WAKES_AT_ONCE_MAX) {
+                    for wake in inbox.wakes.try_iter().take(WAKES_AT_ONCE_MAX) {
                         self.wake(wake, &mut actions);
                         if begun.elapsed() >= TURN_MAX {
                             break;
@@ -78,6 +84,14 @@ impl Drive {
                 // Cannot happen while the group has the other end.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            // What can wait gets a turn, too, however much else there is: as much as it is given at once.
+            let more = match inbox.patient.try_recv() {
+                Ok(wake) => {
+                    self.wake(wake, &mut actions);
+                    true
+                }
+                Err(_) => false,
+            };
             let now = Instant::now();
             if now >= next_make_good {
                 let lost = self.outbox.take_unacknowledged(MADE_GOOD_AT_ONCE_MAX);
@@ -97,7 +111,7 @@ impl Drive {
                 next_cleaning = now + CLEANING_INTERVAL;
                 self.decider.clean(&mut actions);
             }
-            unfinished = self.decider.resume(TimestampMs::now());
+            unfinished = self.decider.resume(TimestampMs::now()) || more;
             self.decider.flush(TimestampMs::now(), self.started_at.elapsed(), &mut actions);
             self.act(&mut actions, broken);
         }

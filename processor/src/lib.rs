@@ -86,15 +86,22 @@ impl Processor {
         let appender = Appender::new(kafka)?;
         let now = TimestampMs::now();
         let oldest = records::oldest_needed(engine.inactive_after_ms, now);
-        let readers = readers::Readers::start(kafka, partitions, oldest, &engines, &appender, &readers_stop)?;
+        // The embedded log cannot be looked into by time, and is short.
+        let newest_since = records::newest_since(engine.inactive_after_ms, now).filter(|_| !kafka.embedded);
+        let history = readers::History { oldest, newest_since };
+        let readers = readers::Readers::start(kafka, partitions, history, &engines, &appender, &readers_stop)?;
         let readers = Arc::new(readers);
         let group = Arc::new(Group::new(kafka.clone(), engines, readiness, stop.clone()));
         let (broken, handover_max, started_at) = (Stop::new(), settings.handover_max, Instant::now());
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
+            let mut decider = Decider::new(Engine::new(engine), partitions, now);
+            if let Some(since) = newest_since {
+                decider.newest_first(since);
+            }
             let drive = Drive {
                 engine: number,
-                decider: Decider::new(Engine::new(engine), partitions, now),
+                decider,
                 outbox: Outbox::new(kafka)?,
                 readers: Arc::clone(&readers),
                 group: Arc::clone(&group),

@@ -18,6 +18,14 @@ use std::sync::Arc;
 /// Lists that wait for an engine together: a list is some KiB.
 const LISTS_AT_ONCE_MAX: usize = 64;
 
+/// From which append times on reports are read.
+#[derive(Clone, Copy)]
+pub(crate) struct History {
+    pub oldest: TimestampMs,
+    /// Where that which is read first begins, if not with the oldest.
+    pub newest_since: Option<TimestampMs>,
+}
+
 /// Readers of the owned partitions.
 pub(crate) struct Readers {
     lists: Reader,
@@ -25,16 +33,16 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// Starts hearing every report, from this append time on, and every heartbeat; owned partitions are added later.
+    /// Starts hearing every report and every heartbeat; owned partitions are added later.
     pub fn start(
         kafka: &Kafka,
         partitions: i32,
-        oldest: TimestampMs,
+        history: History,
         engines: &Engines,
         appender: &Appender,
         stop: &Stop,
     ) -> Result<Readers, KafkaError> {
-        hear_reports(kafka, partitions, oldest, engines.clone(), stop)?;
+        hear_reports(kafka, partitions, history, engines, stop)?;
         hear_heartbeats(kafka, partitions, engines.clone(), stop)?;
         let lists = hear_lists(kafka, partitions, engines.clone(), stop)?;
         let sessions = hear_sessions(kafka, partitions, engines.clone(), appender.clone(), stop)?;
@@ -55,42 +63,88 @@ impl Readers {
     }
 }
 
-/// All partitions, from this append time on.
+/// All partitions, and for the engines in two parts where there is an older one.
 fn hear_reports(
     kafka: &Kafka,
     partitions: i32,
-    oldest: TimestampMs,
+    history: History,
+    engines: &Engines,
+    stop: &Stop,
+) -> Result<(), KafkaError> {
+    let decoders = Decoders::new(partitions);
+    let mut gathered = Reports::default();
+    let (of_reader, topic) = (engines.clone(), kafka.topics.location_events());
+    let hear = move |read: Read<'_>| {
+        gather_reports(&read, &decoders, &mut gathered, |reports| {
+            of_reader.wake_all(|| Wake::Reports(Arc::clone(&reports)))
+        })?;
+        if let Read::CaughtUp(partition, generation) = read {
+            of_reader.wake_all(|| Wake::CaughtUp(Source::Reports, partition, generation))?;
+        }
+        Ok(())
+    };
+    let reader = Reader::start(kafka, topic, OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
+    if kafka.embedded {
+        reader.add(&(0..partitions).map(|partition| (partition, Start::Beginning)).collect::<Vec<_>>(), 0);
+        return Ok(());
+    }
+    let starts = reader.offsets_at(partitions, history.newest_since.unwrap_or(history.oldest).0)?;
+    reader.add(&starts.iter().map(|(partition, offset)| (*partition, Start::At(*offset))).collect::<Vec<_>>(), 0);
+    if history.newest_since.is_none() {
+        return Ok(());
+    }
+    let oldest = reader.offsets_at(partitions, history.oldest.0)?;
+    let ranges = oldest.into_iter().zip(starts).map(|((partition, from), (_, to))| (partition, from, to)).collect();
+    hear_older_reports(kafka, partitions, ranges, engines.clone(), stop)
+}
+
+/// These ranges of offsets, whenever the engines have time for them.
+fn hear_older_reports(
+    kafka: &Kafka,
+    partitions: i32,
+    ranges: Vec<(i32, i64, i64)>,
     engines: Engines,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
     let decoders = Decoders::new(partitions);
     let mut gathered = Reports::default();
+    let ranges: Vec<_> = ranges.into_iter().filter(|(_, from, to)| from < to).collect();
+    if ranges.is_empty() {
+        // There is room for it, or an engine's thread has ended.
+        drop(engines.wake_all_patiently(|| Wake::OlderAreRead));
+        return Ok(());
+    }
+    let mut missing = ranges.len();
     let hear = move |read: Read<'_>| {
-        match read {
-            Read::Record(record) => {
-                gathered.reports.extend(counted(record, decoders.report(raw(record))));
-                return Ok(());
-            }
-            Read::Pause | Read::CaughtUp(..) | Read::OffsetOutOfLog(_) => {}
+        gather_reports(&read, &decoders, &mut gathered, |reports| {
+            engines.wake_all_patiently(|| Wake::OlderReports(Arc::clone(&reports)))
+        })?;
+        if let Read::CaughtUp(..) = read {
+            missing -= 1;
         }
-        if !gathered.reports.is_empty() {
-            let reports = Arc::new(std::mem::take(&mut gathered));
-            engines.wake_all(|| Wake::Reports(Arc::clone(&reports)))?;
+        if missing > 0 {
+            return Ok(());
         }
-        if let Read::CaughtUp(partition, generation) = read {
-            engines.wake_all(|| Wake::CaughtUp(Source::Reports, partition, generation))?;
-        }
-        Ok(())
+        engines.wake_all_patiently(|| Wake::OlderAreRead)?;
+        tracing::info!("older positions read");
+        Err(Closed)
     };
-    let reader = Reader::start(kafka, kafka.topics.location_events(), OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
-    let starts: Vec<(i32, Start)> = if kafka.embedded {
-        (0..partitions).map(|partition| (partition, Start::Beginning)).collect()
-    } else {
-        let offsets = reader.offsets_at(partitions, oldest.0)?.into_iter();
-        offsets.map(|(partition, offset)| (partition, Start::At(offset))).collect()
-    };
-    reader.add(&starts, 0);
-    Ok(())
+    Reader::of_ranges(kafka, kafka.topics.location_events(), ranges, stop.clone(), hear)
+}
+
+/// Gathers reports, and hands them on when there is a pause, or before the news that a partition is complete.
+fn gather_reports(
+    read: &Read<'_>,
+    decoders: &Decoders,
+    gathered: &mut Reports,
+    hand_on: impl FnOnce(Arc<Reports>) -> Result<(), Ended>,
+) -> Result<(), Ended> {
+    if let Read::Record(record) = read {
+        gathered.reports.extend(counted(record, decoders.report(raw(record))));
+        gathered.appended_at = record.appended_at();
+        return Ok(());
+    }
+    if gathered.reports.is_empty() { Ok(()) } else { hand_on(Arc::new(std::mem::take(gathered))) }
 }
 
 fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<(), KafkaError> {

@@ -13,6 +13,15 @@ pub fn oldest_needed(inactive_after_ms: i64, now: TimestampMs) -> TimestampMs {
     now.plus_ms(inactive_after_ms.saturating_neg()).plus_ms(-CLOCK_BACK_MS_MAX)
 }
 
+/// A processor serves when it knows the reports of so long before its start: nearly everybody reports every 30 s.
+const NEWEST_MS: i64 = 90_000;
+
+/// From which append time on reports are read first: not before this the group is joined. `None` if that is all.
+pub fn newest_since(inactive_after_ms: i64, now: TimestampMs) -> Option<TimestampMs> {
+    let since = now.plus_ms(-NEWEST_MS);
+    (since > oldest_needed(inactive_after_ms, now)).then_some(since)
+}
+
 /// A record that was read, but for its offset, which nobody here needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Raw<'a> {

@@ -70,6 +70,10 @@ pub enum Source {
 pub enum Wake {
     /// Reports.
     Reports(Arc<Reports>),
+    /// Reports of the older part of the log; see [`Decider::newest_first`](crate::decider::Decider::newest_first).
+    OlderReports(Arc<Reports>),
+    /// That was the older part of the log.
+    OlderAreRead,
     /// Friend lists.
     Lists(Vec<Listed>),
     /// Session records.
@@ -90,35 +94,55 @@ impl From<Vec<Reported>> for Wake {
 
 /// The ways to the threads of all engines of this process. Each has its own partitions of viewers, and hears all reports.
 #[derive(Clone)]
-pub(crate) struct Engines(Arc<[SyncSender<Wake>]>);
+pub(crate) struct Engines {
+    wakes: Arc<[SyncSender<Wake>]>,
+    /// What can wait.
+    patient: Arc<[SyncSender<Wake>]>,
+}
+
+/// Where an engine's wakes come out.
+pub(crate) struct Inbox {
+    pub wakes: mpsc::Receiver<Wake>,
+    /// What can wait until there is nothing else, but not for ever.
+    pub patient: mpsc::Receiver<Wake>,
+}
 
 /// The thread of an engine has ended, and so will everything around it.
 pub(crate) struct Ended;
 
 impl Engines {
     /// So many, with their inboxes.
-    pub fn new(count: usize) -> (Engines, Vec<mpsc::Receiver<Wake>>) {
-        let (wakes, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::sync_channel(WAITING_MAX)).unzip();
-        (Engines(wakes.into()), inboxes)
+    pub fn new(count: usize) -> (Engines, Vec<Inbox>) {
+        let channels = || (0..count).map(|_| mpsc::sync_channel(WAITING_MAX)).unzip();
+        let (wakes, wakes_inboxes): (Vec<_>, Vec<_>) = channels();
+        let (patient, patient_inboxes): (Vec<_>, Vec<_>) = channels();
+        let inboxes = wakes_inboxes.into_iter().zip(patient_inboxes);
+        let inboxes = inboxes.map(|(wakes, patient)| Inbox { wakes, patient }).collect();
+        (Engines { wakes: wakes.into(), patient: patient.into() }, inboxes)
     }
 
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.wakes.len()
     }
 
     /// Whose the viewers of a partition are.
     pub fn of(&self, partition: i32) -> usize {
-        usize::try_from(partition).unwrap_or(0) % self.0.len()
+        usize::try_from(partition).unwrap_or(0) % self.count()
     }
 
     /// Wakes one engine, and waits for room.
     pub fn wake(&self, engine: usize, wake: Wake) -> Result<(), Ended> {
-        self.0[engine].send(wake).map_err(|_| Ended)
+        self.wakes[engine].send(wake).map_err(|_| Ended)
     }
 
     /// Wakes every engine.
     pub fn wake_all(&self, wake: impl Fn() -> Wake) -> Result<(), Ended> {
-        (0..self.0.len()).try_for_each(|engine| self.wake(engine, wake()))
+        (0..self.count()).try_for_each(|engine| self.wake(engine, wake()))
+    }
+
+    /// Wakes every engine when it has nothing else to do.
+    pub fn wake_all_patiently(&self, wake: impl Fn() -> Wake) -> Result<(), Ended> {
+        self.patient.iter().try_for_each(|engine| engine.send(wake()).map_err(|_| Ended))
     }
 
     /// Tells the engines what the group or its coordinator said: each what concerns its partitions.
@@ -153,14 +177,14 @@ mod tests {
         engines.tell(MembershipEvent::Gained(vec![0, 1, 3, 6]));
         let gained: Vec<Vec<i32>> = inboxes
             .iter()
-            .map(|inbox| match inbox.try_recv() {
+            .map(|inbox| match inbox.wakes.try_recv() {
                 Ok(Wake::Membership(MembershipEvent::Gained(partitions))) => partitions,
                 other => panic!("{other:?}"),
             })
             .collect();
         assert_eq!(gained, [vec![0, 3, 6], vec![1], vec![]]);
         engines.tell(MembershipEvent::ClaimRefused(4, String::new()));
-        assert!(inboxes[0].try_recv().is_err() && inboxes[2].try_recv().is_err());
-        assert!(matches!(inboxes[1].try_recv(), Ok(Wake::Membership(MembershipEvent::ClaimRefused(4, _)))));
+        assert!(inboxes[0].wakes.try_recv().is_err() && inboxes[2].wakes.try_recv().is_err());
+        assert!(matches!(inboxes[1].wakes.try_recv(), Ok(Wake::Membership(MembershipEvent::ClaimRefused(4, _)))));
     }
 }

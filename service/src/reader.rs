@@ -86,6 +86,24 @@ enum Request {
 }
 
 impl Reader {
+    /// Starts a thread that reads, of each of these partitions, the offsets from the first number to before the second, which
+    /// is greater, and no more. The older part of the log is what that is for, and it is measured by this name.
+    ///
+    /// # Errors
+    /// On a bad configuration.
+    pub fn of_ranges(
+        kafka: &Kafka,
+        topic: String,
+        ranges: Vec<(i32, i64, i64)>,
+        stop: Stop,
+        handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
+    ) -> Result<(), KafkaError> {
+        let measured_as = format!("{topic} (older)");
+        let reader = Reader::spawn(kafka, topic, measured_as, OutOfLog::GoOnAtBeginning, stop, handle)?;
+        reader.request(Request::AddRanges(ranges));
+        Ok(())
+    }
+
     /// Starts the thread, which reads nothing until partitions are added.
     ///
     /// # Errors
@@ -93,6 +111,17 @@ impl Reader {
     pub fn start(
         kafka: &Kafka,
         topic: String,
+        out_of_log: OutOfLog,
+        stop: Stop,
+        handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
+    ) -> Result<Reader, KafkaError> {
+        Reader::spawn(kafka, topic.clone(), topic, out_of_log, stop, handle)
+    }
+
+    fn spawn(
+        kafka: &Kafka,
+        topic: String,
+        measured_as: String,
         out_of_log: OutOfLog,
         stop: Stop,
         handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
@@ -106,13 +135,9 @@ impl Reader {
         let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(config.create_with_context(Quiet)?);
         let (requests, inbox) = mpsc::channel();
         let reader = Reader { consumer: Arc::clone(&consumer), topic: topic.clone(), requests };
-        let thread = std::thread::Builder::new().name(format!("read {topic}"));
-        let reading = Reading {
-            queue: Queue::new(Arc::clone(&consumer), &topic),
-            consumer,
-            topic,
-            progress: Progress::default(),
-        };
+        let thread = std::thread::Builder::new().name(format!("read {measured_as}"));
+        let (queue, progress) = (Queue::new(Arc::clone(&consumer), &topic), Progress::default());
+        let reading = Reading { queue, consumer, topic, measured_as, progress };
         thread.spawn(move || reading.run(&inbox, &stop, handle)).map_err(|_| KafkaError::Canceled)?;
         Ok(reader)
     }
@@ -121,11 +146,6 @@ impl Reader {
     /// is soon after this.
     pub fn add(&self, partitions: &[(i32, Start)], reading: u64) {
         self.request(Request::Add(partitions.to_vec(), reading));
-    }
-
-    /// Reads, of each of these partitions, the offsets from the first number to before the second, and no more.
-    pub fn add_ranges(&self, ranges: &[(i32, i64, i64)]) {
-        self.request(Request::AddRanges(ranges.to_vec()));
     }
 
     /// Reads these partitions no longer.
@@ -171,6 +191,8 @@ struct Reading {
     queue: Queue<Quiet>,
     consumer: Arc<BaseConsumer<Quiet>>,
     topic: String,
+    /// In metrics.
+    measured_as: String,
     progress: Progress,
 }
 
@@ -379,7 +401,7 @@ impl Reading {
             Some(appended_at) if behind > 0 => TimestampMs::now().since_ms(appended_at).max(0) as f64 / 1000.0,
             _ => 0.0,
         };
-        let topic = || self.topic.clone();
+        let topic = || self.measured_as.clone();
         metrics::gauge!("nearby_reader_lag_records", "topic" => topic()).set(behind as f64);
         metrics::gauge!("nearby_reader_lag_seconds", "topic" => topic()).set(seconds);
         metrics::gauge!("nearby_restore_remaining_records", "topic" => topic()).set(self.progress.remaining() as f64);

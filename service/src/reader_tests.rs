@@ -86,7 +86,7 @@ async fn reads_what_was_added_and_says_when_that_is_all() {
 async fn reads_a_range_and_no_more() {
     let log = Log::new();
     log.append(1, 30).await;
-    log.reader.add_ranges(&[(1, 10, 20)]);
+    log.reader.request(Request::AddRanges(vec![(1, 10, 20)]));
     let heard: Vec<Heard> = (0..11).map(|_| log.next()).collect();
     assert_eq!(
         heard,
