@@ -127,9 +127,7 @@ impl Drive {
             Wake::Reports(reports) if self.engine == 0 => {
                 metrics::counter!("nearby_processor_reports_total").increment(reports.reports.len() as u64);
                 if let Some(appended_at) = reports.appended_at {
-                    #[expect(clippy::cast_precision_loss, reason = "an age in milliseconds is far below 2^52")]
-                    let age_s = now.since_ms(appended_at).max(0) as f64 / 1000.0;
-                    metrics::histogram!("nearby_hop_seconds", "hop" => "processor").record(age_s);
+                    nearby_service::metrics::hop("processor", now.since_ms(appended_at));
                 }
             }
             Wake::Membership(event) => tracing::debug!(?event, engine = self.engine, "membership"),

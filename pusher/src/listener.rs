@@ -1,13 +1,14 @@
 //! Reads the gateway's topic into the hub. What cannot be read ends in new snapshots, not in a silent gap.
 
 use crate::hub::Hub;
-use nearby_schemas::GatewayId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::{Codec, DecodeError};
+use nearby_schemas::{GatewayId, TimestampMs};
 use nearby_service::Stop;
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
+use nearby_service::metrics::hop;
 use nearby_service::reader::{OutOfLog, Read, Reader, Start};
 use rdkafka::error::KafkaError;
 use std::sync::Arc;
@@ -45,7 +46,10 @@ pub fn start(
             Read::Record(record) => {
                 let bytes = record.value().ok_or(DecodeError::NotSingleObject);
                 match bytes.and_then(|bytes| codec.decode(bytes)) {
-                    Ok(batch) => reading_hub.apply(&batch),
+                    Ok(batch) => {
+                        hop("pusher", TimestampMs::now().since_ms(batch.emitted_at));
+                        reading_hub.apply(&batch);
+                    }
                     Err(error) => {
                         // Not waited for: what matters to clients is the snapshot.
                         drop(bury(&appender, dead_letters.clone(), record, &error.to_string()));
