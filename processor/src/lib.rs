@@ -78,7 +78,7 @@ impl Processor {
         let readers = readers::Readers::start(kafka, partitions, oldest, &wakes, &appender, &readers_stop)?;
         let outbox = outbox::Outbox::new(kafka)?;
         let drive = drive::Drive::new(
-            Decider::new(Engine::new(engine), partitions, now),
+            Decider::new(Engine::new(engine), partitions, now, kafka.codecs.codec()),
             readers,
             outbox,
             appender,

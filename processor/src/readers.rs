@@ -76,7 +76,7 @@ fn hear_reports(
     wakes: SyncSender<Wake>,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Vec::new();
     // Partitions that are not restored yet, with the offsets up to which they have to be read.
     let mut unrestored: Option<BTreeMap<i32, i64>> = None;
@@ -116,7 +116,7 @@ fn hear_reports(
 }
 
 fn hear_heartbeats(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let reader =
         Reader::start(
             kafka,
@@ -135,7 +135,7 @@ fn hear_heartbeats(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop
 }
 
 fn hear_lists(kafka: &Kafka, partitions: i32, wakes: Wakes, stop: &Stop) -> Result<Reader, KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Vec::new();
     Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => {
@@ -153,7 +153,7 @@ fn hear_sessions(
     appender: Appender,
     stop: &Stop,
 ) -> Result<Reader, KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let dead_letters = kafka.topics.dead_letters();
     let mut gathered = Vec::new();
     Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {

@@ -14,6 +14,7 @@ pub mod membership;
 pub mod metrics;
 pub mod problem;
 pub mod reader;
+pub mod registry;
 pub mod settings;
 
 /// Asks everything that holds a clone to end in order.

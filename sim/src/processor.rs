@@ -11,6 +11,7 @@ use nearby_processor::decider::{Action, Decider, Progress};
 use nearby_processor::packing::{Batch, viewers_of};
 use nearby_processor::records::{Raw, oldest_needed};
 use nearby_processor::wake::{Source, Wake};
+use nearby_schemas::codec::Codec;
 use nearby_schemas::{Session, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -199,6 +200,7 @@ impl Run {
                 Engine::with_looks_at_once(settings, looks_at_once_max),
                 partitions,
                 around.wall(ahead_ms),
+                Codec::new(),
             ),
             unfinished: false,
             inbox: VecDeque::new(),
