@@ -31,10 +31,11 @@ test-unit: ## The tests that need nothing but cargo
 sim: ## Simulate the whole pipeline, with overflow checks: make sim SEEDS=10000
 	cargo run -p nearby-sim -- --seeds $(SEEDS)
 
-check: ## Formatting, lints, documentation
+check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features nearby-sink/full,nearby-e2e/recorded -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	cargo test -p nearby-schemas --test history
 
 format: ## Format the code
 	cargo fmt --all
