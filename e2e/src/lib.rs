@@ -22,6 +22,7 @@ pub mod nearby;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod programs;
 pub mod records;
 pub mod schema_registry;
 mod tools;

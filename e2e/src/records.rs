@@ -12,8 +12,23 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Writes one record where Java's default partitioner would; returns its partition.
 pub async fn write(brokers: &str, topic: &str, key: &str, value: &[u8]) -> anyhow::Result<i32> {
-    let producer: FutureProducer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("partitioner", "murmur2_random").create()?;
+    let mut config = ClientConfig::new();
+    write_with(config.set("partitioner", "murmur2_random"), brokers, topic, key, value).await
+}
+
+/// Writes one record where librdkafka's default partitioner would; returns its partition.
+pub async fn write_by_default(brokers: &str, topic: &str, key: &str, value: &[u8]) -> anyhow::Result<i32> {
+    write_with(&mut ClientConfig::new(), brokers, topic, key, value).await
+}
+
+async fn write_with(
+    config: &mut ClientConfig,
+    brokers: &str,
+    topic: &str,
+    key: &str,
+    value: &[u8],
+) -> anyhow::Result<i32> {
+    let producer: FutureProducer = config.set("bootstrap.servers", brokers).create()?;
     let record = FutureRecord::to(topic).key(key).payload(value);
     let delivery = producer.send(record, LIMIT).await;
     Ok(delivery.map_err(|(error, _)| error).with_context(|| format!("write to {topic}"))?.partition)
