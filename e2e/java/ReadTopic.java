@@ -51,7 +51,7 @@ public class ReadTopic {
         } else { // Confluent's format
             int id = bytes.position(1).getInt();
             if (!BY_ID.containsKey(id)) {
-                var answer = new ObjectMapper().readTree(URI.create(registry + "/schemas/ids/" + id).toURL());
+                var answer = new ObjectMapper().readTree(URI.create(registry + "/schemas/ids/" + id).toURL().openStream());
                 BY_ID.put(id, new Schema.Parser().parse(answer.get("schema").asText()));
             }
             schema = BY_ID.get(id);
