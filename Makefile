@@ -39,10 +39,11 @@ bench: ## What a processor costs, apart by stage and whole, on a real broker (ha
 	target/release/nearby-bench processor --gateways 2 --users 1000000
 	target/release/nearby-bench restore
 
-check: ## Formatting, lints, documentation
+check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --features nearby-sink/full,nearby-e2e/recorded -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	cargo test -p nearby-schemas --test history
 
 format: ## Format the code
 	cargo fmt --all

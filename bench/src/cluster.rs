@@ -4,6 +4,7 @@ use crate::workload::{World, user_id};
 use anyhow::Context;
 use nearby_e2e::kafka;
 use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::{TopicSpec, Topics};
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, Session, TimestampMs, UserId};
@@ -37,7 +38,7 @@ impl Cluster {
             .map(|number| GatewayId::new(format!("g{number}")))
             .collect::<Result<_, _>>()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        let kafka = Kafka { brokers, topics, prefix: String::new(), embedded: false };
+        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs: Codecs::default(), embedded: false };
         kafka.create_standing_topics(PARTITIONS).await?;
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;

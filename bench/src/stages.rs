@@ -11,7 +11,8 @@ use nearby_processor::decider::{Action, Decider};
 use nearby_processor::packing::Batch;
 use nearby_processor::records::{Decoders, Raw};
 use nearby_processor::wake::{Listed, Reported, Sessioned, Source, Wake};
-use nearby_schemas::codec::{Codec, HEADER_BYTES};
+use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{Epoch, TimestampMs};
 use nearby_service::Stop;
@@ -79,7 +80,7 @@ impl Input {
     }
 
     fn decode(&self, topic: &str) {
-        let (decoders, codec) = (Decoders::new(PARTITIONS), Codec::new());
+        let (decoders, codec) = (Decoders::new(PARTITIONS, &Codecs::default()), Codec::new());
         let record = |made: &Move| report(topic, &codec, *made).value.unwrap_or_default();
         let records: Vec<Vec<u8>> = self.moves.iter().map(record).collect();
         let ours = self.runs(|| {
@@ -93,7 +94,7 @@ impl Input {
         let bare = self.runs(|| {
             measured(records.len(), || {
                 for value in &records {
-                    black_box(varints(&value[HEADER_BYTES..]));
+                    black_box(varints(&value[codec.header().len()..]));
                 }
             })
         });
@@ -238,7 +239,7 @@ fn produce(kafka: &Kafka, compression: &str, batches: &[Batch], count: usize) ->
 fn decider(world: &World, friends: &[Vec<u32>]) -> Decider {
     let now = crate::workload::START;
     let settings = EngineSettings { gateway_lost_after_ms: i64::MAX, ..EngineSettings::default() };
-    let mut decider = Decider::new(Engine::new(settings), PARTITIONS, now);
+    let mut decider = Decider::new(Engine::new(settings), PARTITIONS, now, Codec::new());
     let mut actions = Vec::new();
     let mut wake = |decider: &mut Decider, wake| decider.wake(wake, now, Duration::ZERO, &mut actions);
     wake(&mut decider, Wake::Membership(MembershipEvent::Gained((0..PARTITIONS).collect())));

@@ -1,8 +1,9 @@
 //! What the end-to-end tests stand on: real servers that a test starts and ends, and the clients that look at them.
 //!
-//! - Servers, each its own process with its own folder: [`kafka::Kafka`], [`postgres::Postgres`], and the program under
-//!   test, [`nearby::Nearby`].
-//! - Clients: [`chromium::Page`] for what a person sees, [`ws::Socket`] for what a phone hears, [`http`] for requests.
+//! - Servers, each its own process with its own folder: [`kafka::Kafka`], [`postgres::Postgres`],
+//!   [`schema_registry::SchemaRegistry`], and the program under test, [`nearby::Nearby`].
+//! - Clients: [`chromium::Page`] for what a person sees, [`ws::Socket`] for what a phone hears, [`http`] for requests,
+//!   [`records`] for what is in the topics.
 //!
 //! Starting and ending servers blocks the caller; the clients are async. So an async test that does both is a
 //! `#[tokio::test(flavor = "multi_thread")]`: its body may block, and its other tasks go on.
@@ -21,5 +22,8 @@ pub mod nearby;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod programs;
+pub mod records;
+pub mod schema_registry;
 mod tools;
 pub mod ws;

@@ -30,13 +30,16 @@ pub(crate) fn postgres_folders() -> Vec<PathBuf> {
     versions.into_iter().map(|(_, bin)| bin).collect()
 }
 
-/// The class path that holds Kafka: `e2e/kafka-libs` in the target folder that this test was built into.
-pub(crate) fn kafka_class_path() -> anyhow::Result<String> {
+/// What `e2e/setup.sh` has made: `e2e/<path>` in the target folder that this test was built into.
+pub(crate) fn made(path: &str) -> anyhow::Result<PathBuf> {
     let test = env::current_exe().context("the path of this test")?;
-    let Some(libs) = test.ancestors().map(|folder| folder.join("e2e/kafka-libs")).find(|libs| libs.is_dir()) else {
-        bail!("Kafka's jars are not in e2e/kafka-libs of the target folder: {REMEDY}");
-    };
-    Ok(format!("{}/*", libs.display()))
+    let made = test.ancestors().map(|folder| folder.join("e2e").join(path)).find(|made| made.exists());
+    made.with_context(|| format!("{path} is not in e2e of the target folder: {REMEDY}"))
+}
+
+/// The class path that holds Kafka.
+pub(crate) fn kafka_class_path() -> anyhow::Result<String> {
+    Ok(format!("{}/*", made("kafka-libs")?.display()))
 }
 
 /// The program under test: `NEARBY_BIN`, or `nearby` of the build that this test belongs to.

@@ -16,7 +16,7 @@ pub(crate) struct FriendLists {
 
 impl FriendLists {
     pub(crate) fn new(kafka: &Kafka, appender: Appender) -> FriendLists {
-        FriendLists { appender, topic: kafka.topics.friend_lists(), codec: Codec::new() }
+        FriendLists { appender, topic: kafka.topics.friend_lists(), codec: kafka.codecs.codec() }
     }
 
     /// Replaces these lists; the answer is their number once all are acknowledged. Not atomic.

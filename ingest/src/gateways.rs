@@ -113,7 +113,7 @@ impl Gateways {
         let directory = Arc::new(Mutex::new(Directory::new(lost_after_ms)));
         let gateways = Gateways { directory, started: Instant::now() };
         readiness.not_ready(READINESS_PART, "the topic has not been read to its end");
-        let (codec, dead_letters, fed) = (Codec::new(), kafka.topics.dead_letters(), gateways.clone());
+        let (codec, dead_letters, fed) = (kafka.codecs.codec(), kafka.topics.dead_letters(), gateways.clone());
         let handle = move |read: Read<'_>| {
             match read {
                 Read::Record(record) => {

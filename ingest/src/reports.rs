@@ -67,7 +67,7 @@ impl Reports {
     /// On a bad configuration, or if no thread can be started.
     pub fn new(kafka: &Kafka, edge: &EdgeSettings) -> Result<Reports, KafkaError> {
         let rates = Rates::new(edge, DefaultClock::default());
-        let shared = Arc::new(Shared { topic: kafka.topics.location_events(), codec: Codec::new(), rates });
+        let shared = Arc::new(Shared { topic: kafka.topics.location_events(), codec: kafka.codecs.codec(), rates });
         forget_idle_users(Arc::downgrade(&shared))?;
         Ok(Reports { appender: Appender::new(kafka)?, shared })
     }

@@ -1,13 +1,14 @@
 //! `nearby friends load`: friend lists out of a file of friendships.
 
-use crate::BadSetting;
 use crate::simulate::{Api, TokenSource, friendships};
+use crate::{BadSetting, wiring};
 use anyhow::Context;
-use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::RecordType;
 use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
+use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{KafkaSettings, TopicSettings};
+use nearby_service::settings::{KafkaSettings, RegistrySettings, TopicSettings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub struct LoadSettings {
     brokers: Option<String>,
     #[command(flatten)]
     names: TopicSettings,
+    #[command(flatten)]
+    registry: RegistrySettings,
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
@@ -49,7 +52,10 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
     }
     match settings.brokers {
         Some(brokers) => {
-            let kafka = Kafka::from_settings(&KafkaSettings { brokers, names: settings.names });
+            let registry = settings.registry;
+            let from = KafkaSettings { brokers, names: settings.names, registry: registry.clone() };
+            let mut kafka = Kafka::from_settings(&from);
+            wiring::connect_registry(&mut kafka, &registry, &[RecordType::FriendList], &Readiness::default()).await?;
             write(&kafka, &lists).await?;
         }
         None => {
@@ -65,7 +71,8 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
 async fn write(kafka: &Kafka, lists: &BTreeMap<UserId, Vec<UserId>>) -> anyhow::Result<()> {
     let checked = kafka.clone();
     tokio::task::spawn_blocking(move || checked.check_topics()).await.context("looking at the topics")??;
-    let (appender, codec, topic) = (Appender::new(kafka)?, Codec::<FriendList>::new(), kafka.topics.friend_lists());
+    let (appender, codec, topic) =
+        (Appender::new(kafka)?, kafka.codecs.codec::<FriendList>(), kafka.topics.friend_lists());
     let lists: Vec<_> = lists.iter().collect();
     for chunk in lists.chunks(LISTS_AT_ONCE) {
         let records = chunk.iter().map(|(user, friends)| Outgoing {

@@ -12,12 +12,15 @@ use anyhow::Context;
 use nearby_ingest::{Ingest, IngestContext};
 use nearby_processor::ProcessorSettings;
 use nearby_pusher::{Pusher, PusherContext, PusherSettings};
+use nearby_schemas::codecs::RecordType;
 use nearby_schemas::topics::PARTITIONS_DEFAULT;
 use nearby_service::auth::Tokens;
 use nearby_service::health::Readiness;
 use nearby_service::http::operations;
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{AuthSettings, EdgeSettings, KafkaSettings, RuleSettings, TopicSettings, public_url};
+use nearby_service::settings::{
+    AuthSettings, EdgeSettings, KafkaSettings, RegistrySettings, RuleSettings, TopicSettings, public_url,
+};
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::{Database, SinkSettings};
 use std::net::SocketAddr;
@@ -27,6 +30,14 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use warp::Filter;
 
+/// What the services together write.
+const WRITTEN: [RecordType; 5] = [
+    RecordType::LocationEvent,
+    RecordType::FriendList,
+    RecordType::Session,
+    RecordType::GatewayHeartbeat,
+    RecordType::FriendMovedBatch,
+];
 const PART_END_LIMIT: Duration = Duration::from_secs(3);
 
 /// Settings of `nearby run`.
@@ -43,6 +54,8 @@ pub struct RunSettings {
     brokers: Option<String>,
     #[command(flatten)]
     names: TopicSettings,
+    #[command(flatten)]
+    registry: RegistrySettings,
     /// Partitions of topics that have to be created
     #[arg(long, env = "NEARBY_PARTITIONS", default_value_t = PARTITIONS_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=10_000))]
     partitions: i32,
@@ -97,8 +110,9 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
         Some(url) => Some((url.clone(), wiring::connect_database(url).await?)),
         None => None,
     };
-    let kafka = kafka(&settings).await?;
+    let mut kafka = kafka(&settings).await?;
     let (readiness, stop) = (Readiness::default(), Stop::new());
+    wiring::connect_registry(&mut kafka.access, &settings.registry, &WRITTEN, &readiness).await?;
     stop_on_signals(stop.clone()).context("listening to signals")?;
     kafka.access.watch(readiness.clone(), stop.clone());
     println!("kafka {}", kafka.access.brokers);
@@ -256,7 +270,8 @@ async fn kafka(settings: &RunSettings) -> anyhow::Result<KafkaPart> {
         embedded.create_topics(&access.topics.standing(settings.partitions))?;
         return Ok(KafkaPart { access, embedded: Some(embedded) });
     };
-    let access = Kafka::from_settings(&KafkaSettings { brokers: brokers.clone(), names });
+    let access =
+        Kafka::from_settings(&KafkaSettings { brokers: brokers.clone(), names, registry: RegistrySettings::default() });
     wiring::check_broker(&access).await?;
     for (topic, new) in access.create_standing_topics(settings.partitions).await? {
         if new {

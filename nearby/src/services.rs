@@ -6,6 +6,7 @@ use nearby_ingest::IngestContext;
 use nearby_ingest::reports::Reports;
 use nearby_processor::{Processor, ProcessorSettings};
 use nearby_pusher::{Pusher, PusherContext, PusherSettings, Rules};
+use nearby_schemas::codecs::RecordType;
 use nearby_service::health::Readiness;
 use nearby_service::http::{Routes, StreamHandler, operations};
 use nearby_service::kafka::Kafka;
@@ -98,14 +99,19 @@ struct Base {
 }
 
 impl Base {
-    /// Takes the port, finds the broker and the topics; nothing is started before.
-    async fn check(listen: SocketAddr, settings: &KafkaSettings) -> anyhow::Result<Base> {
+    /// Takes the port, finds the broker, the topics and the schema registry; nothing is started before.
+    async fn check(
+        listen: SocketAddr,
+        settings: &KafkaSettings,
+        written: &'static [RecordType],
+    ) -> anyhow::Result<Base> {
         let listener = wiring::listen(listen).await?;
-        let kafka = Kafka::from_settings(settings);
+        let mut kafka = Kafka::from_settings(settings);
         wiring::check_broker(&kafka).await?;
         let checked = kafka.clone();
         tokio::task::spawn_blocking(move || checked.check_topics()).await.context("looking at the topics")??;
         let (readiness, stop) = (Readiness::default(), Stop::new());
+        wiring::connect_registry(&mut kafka, &settings.registry, written, &readiness).await?;
         stop_on_signals(stop.clone()).context("listening to signals")?;
         kafka.watch(readiness.clone(), stop.clone());
         Ok(Base { listener, kafka, readiness, stop })
@@ -135,7 +141,8 @@ impl Base {
 pub async fn ingest(command: IngestCommand) -> anyhow::Result<()> {
     wiring::check_dev_tokens(&command.auth, command.listen)?;
     let tokens = required_tokens(&command.auth)?;
-    let base = Base::check(command.listen, &command.kafka).await?;
+    let base =
+        Base::check(command.listen, &command.kafka, &[RecordType::LocationEvent, RecordType::FriendList]).await?;
     let stop = base.stop.clone();
     let ingest = nearby_ingest::start(IngestContext {
         kafka: base.kafka.clone(),
@@ -154,7 +161,7 @@ pub async fn ingest(command: IngestCommand) -> anyhow::Result<()> {
 
 /// `nearby processor`.
 pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
-    let base = Base::check(command.listen, &command.kafka).await?;
+    let base = Base::check(command.listen, &command.kafka, &[RecordType::FriendMovedBatch]).await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());
     let engine_threads = match command.engine_threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
         Some(threads) => threads,
@@ -171,7 +178,12 @@ pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
 pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
     let public_url = public_url(command.listen, command.advertise_url.as_deref()).map_err(BadSetting)?;
     let tokens = required_tokens(&command.auth)?;
-    let base = Base::check(command.listen, &command.kafka).await?;
+    let base = Base::check(
+        command.listen,
+        &command.kafka,
+        &[RecordType::LocationEvent, RecordType::Session, RecordType::GatewayHeartbeat],
+    )
+    .await?;
     // With port 0 the system has chosen one.
     let public_url = match command.advertise_url {
         Some(_) => public_url,
@@ -199,7 +211,7 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
 
 /// `nearby sink`.
 pub async fn sink(command: SinkCommand) -> anyhow::Result<()> {
-    let base = Base::check(command.listen, &command.kafka).await?;
+    let base = Base::check(command.listen, &command.kafka, &[]).await?;
     let database = wiring::connect_database(&command.database_url).await?;
     database.migrate().await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());

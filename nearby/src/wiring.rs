@@ -2,12 +2,14 @@
 
 use crate::BadSetting;
 use anyhow::Context;
+use nearby_schemas::codecs::RecordType;
 use nearby_service::Stop;
 use nearby_service::auth::{KeyError, Tokens};
 use nearby_service::health::Readiness;
 use nearby_service::http::{Routes, StreamHandler, serve};
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::AuthSettings;
+use nearby_service::registry::{self, RegistryError};
+use nearby_service::settings::{AuthSettings, RegistrySettings};
 use nearby_sink::{Database, SinkError};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -51,6 +53,24 @@ pub fn check_dev_tokens(settings: &AuthSettings, listen: SocketAddr) -> anyhow::
 pub async fn check_broker(kafka: &Kafka) -> anyhow::Result<()> {
     let kafka = kafka.clone();
     tokio::task::spawn_blocking(move || kafka.check_reachable()).await.context("asking the broker")??;
+    Ok(())
+}
+
+/// Makes the wire format that of the registry, if there is one, and registers the schemas of what this process writes.
+pub async fn connect_registry(
+    kafka: &mut Kafka,
+    settings: &RegistrySettings,
+    written: &'static [RecordType],
+    readiness: &Readiness,
+) -> anyhow::Result<()> {
+    let Some(url) = settings.schema_registry_url.clone() else { return Ok(()) };
+    let (topics, readiness) = (kafka.topics.clone(), readiness.clone());
+    let connecting = tokio::task::spawn_blocking(move || registry::connect(&url, &topics, written, readiness));
+    match connecting.await.context("asking the schema registry")? {
+        Ok(codecs) => kafka.codecs = codecs,
+        Err(error @ RegistryError::BadUrl(_)) => return Err(BadSetting(error.to_string()).into()),
+        Err(error) => return Err(error.into()),
+    }
     Ok(())
 }
 

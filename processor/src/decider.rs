@@ -9,6 +9,8 @@ use crate::ownership::{Ownership, Step};
 use crate::packing::{Batch, Packing};
 use crate::wake::{Source, Wake};
 use nearby_engine::{Counts, Engine, GatewayIndex, Notice};
+use nearby_schemas::batch::FriendMovedBatch;
+use nearby_schemas::codec::Codec;
 use nearby_schemas::{Epoch, GatewayId, TimestampMs, UserId};
 use nearby_service::membership::MembershipEvent;
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,13 +88,13 @@ pub struct Decider {
 
 impl Decider {
     /// Knows nothing yet, in a cluster with so many partitions of users. The engine is a new one; `now` decided from where
-    /// reports are read.
-    pub fn new(engine: Engine, partitions: i32, now: TimestampMs) -> Decider {
+    /// reports are read; `codec` from what batches start with.
+    pub fn new(engine: Engine, partitions: i32, now: TimestampMs, codec: Codec<FriendMovedBatch>) -> Decider {
         Decider {
             engine,
             ownership: Ownership::default(),
             epochs: BTreeMap::new(),
-            packing: Packing::new(),
+            packing: Packing::new(codec),
             unrestored: (0..partitions).collect(),
             older_unread: false,
             gateways_unknown: true,

@@ -20,7 +20,7 @@ struct Story {
 
 impl Story {
     fn new() -> Story {
-        Story { decider: Decider::new(Engine::new(EngineSettings::default()), 2, NOW), clock_ms: 0 }
+        Story { decider: Decider::new(Engine::new(EngineSettings::default()), 2, NOW, Codec::new()), clock_ms: 0 }
     }
 
     fn wake(&mut self, wake: Wake) -> Vec<Action> {

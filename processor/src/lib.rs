@@ -95,7 +95,7 @@ impl Processor {
         let (broken, handover_max, started_at) = (Stop::new(), settings.handover_max, Instant::now());
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
-            let mut decider = Decider::new(Engine::new(engine), partitions, now);
+            let mut decider = Decider::new(Engine::new(engine), partitions, now, kafka.codecs.codec());
             if let Some(since) = newest_since {
                 decider.newest_first(since);
             }

@@ -59,7 +59,7 @@ impl Outbox {
         // Batches are packed already: waiting for more would only add latency.
         config.set("linger.ms", "0");
         config.set("compression.codec", "lz4");
-        let deliveries = Deliveries { codec: Codec::new(), unacknowledged: Mutex::default() };
+        let deliveries = Deliveries { codec: kafka.codecs.codec(), unacknowledged: Mutex::default() };
         Ok(Outbox { producer: config.create_with_context(deliveries)? })
     }
 
@@ -101,6 +101,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearby_schemas::codecs::Codecs;
     use nearby_schemas::topics::Topics;
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -110,7 +111,13 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers,
+            topics: Topics::new(""),
+            prefix: String::new(),
+            embedded: true,
+            codecs: Codecs::default(),
+        };
         let outbox = Outbox::new(&kafka).expect("a producer");
         let send = || {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });

@@ -32,8 +32,8 @@ struct OpenBatch {
 }
 
 impl Packing {
-    pub fn new() -> Packing {
-        Packing { codec: Codec::new(), open: Vec::new(), interval: batch_interval(0) }
+    pub fn new(codec: Codec<FriendMovedBatch>) -> Packing {
+        Packing { codec, open: Vec::new(), interval: batch_interval(0) }
     }
 
     /// The flush interval follows the number of gateways.
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_batch_waits_for_its_interval_from_the_first_notice_on() {
-        let mut packing = Packing::new();
+        let mut packing = Packing::new(Codec::new());
         assert_eq!(packing.next_due(), None);
         assert!(pack(&mut packing, vec![moved(1, 0, 5)], 100).is_empty());
         assert!(pack(&mut packing, vec![moved(1, 1, 6), moved(0, 1, 7)], 103).is_empty());
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_full_batch_is_closed_at_once_and_the_rest_at_the_end() {
-        let mut packing = Packing::new();
+        let mut packing = Packing::new(Codec::new());
         let closed = pack(&mut packing, (0..100_000).map(|viewer| moved(0, 0, viewer)).collect(), 0);
         assert!(!closed.is_empty() && closed.iter().all(|batch| batch.bytes.len() < BATCH_BYTES_MAX + 100));
         let mut rest = Vec::new();
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn nothing_is_said_for_a_partition_without_an_epoch() {
-        let mut packing = Packing::new();
+        let mut packing = Packing::new(Codec::new());
         pack(&mut packing, vec![moved(0, 2, 5)], 0);
         assert_eq!(packing.next_due(), None);
     }

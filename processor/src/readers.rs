@@ -71,7 +71,7 @@ fn hear_reports(
     engines: &Engines,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Reports::default();
     let (of_reader, topic) = (engines.clone(), kafka.topics.location_events());
     let hear = move |read: Read<'_>| {
@@ -106,7 +106,7 @@ fn hear_older_reports(
     engines: Engines,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Reports::default();
     let ranges: Vec<_> = ranges.into_iter().filter(|(_, from, to)| from < to).collect();
     if ranges.is_empty() {
@@ -148,7 +148,7 @@ fn gather_reports(
 }
 
 fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let hear = move |read: Read<'_>| match read {
         Read::Record(record) => match counted(record, decoders.heartbeat(raw(record))) {
             Some((gateway, appended_at)) => Ok(engines.wake_all(|| Wake::Heartbeat(gateway.clone(), appended_at))?),
@@ -165,7 +165,7 @@ fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop
 }
 
 fn hear_lists(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<Reader, KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Gathered::new(engines, Source::Lists, Wake::Lists);
     Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
         Read::Record(record) => match counted(record, decoders.list(raw(record))) {
@@ -183,7 +183,7 @@ fn hear_sessions(
     appender: Appender,
     stop: &Stop,
 ) -> Result<Reader, KafkaError> {
-    let decoders = Decoders::new(partitions);
+    let decoders = Decoders::new(partitions, &kafka.codecs);
     let dead_letters = kafka.topics.dead_letters();
     let mut gathered = Gathered::new(engines, Source::Sessions, Wake::Sessions);
     Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {

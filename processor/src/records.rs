@@ -3,6 +3,7 @@
 use crate::decider::CLOCK_BACK_MS_MAX;
 use crate::wake::{Listed, Reported, Sessioned};
 use nearby_schemas::codec::{Codec, DecodeError, Record};
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Session, TimestampMs, UserId};
 
@@ -46,9 +47,9 @@ pub struct Decoders {
 
 impl Decoders {
     /// Building them parses every known schema: once per thread.
-    pub fn new(partitions: i32) -> Decoders {
-        let (reports, lists) = (Codec::new(), Codec::new());
-        Decoders { partitions, reports, lists, sessions: Codec::new(), heartbeats: Codec::new() }
+    pub fn new(partitions: i32, codecs: &Codecs) -> Decoders {
+        let (reports, lists) = (codecs.codec(), codecs.codec());
+        Decoders { partitions, reports, lists, sessions: codecs.codec(), heartbeats: codecs.codec() }
     }
 
     /// A record of `location-events`. Its time is min(reported, appended), rule R2. Users may report on any partition: where

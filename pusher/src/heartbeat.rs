@@ -37,7 +37,7 @@ impl Heartbeat {
         let heartbeat = Heartbeat {
             gateway,
             appender,
-            codec: Arc::new(Codec::new()),
+            codec: Arc::new(kafka.codecs.codec()),
             topic: kafka.topics.gateways(),
             stream_url: format!("{}/v1/stream", public_url.replacen("http", "ws", 1)),
             http_url: public_url.to_owned(),

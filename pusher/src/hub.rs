@@ -64,13 +64,19 @@ impl Drop for Connection {
 
 impl Hub {
     /// A gateway without clients, in a cluster with so many partitions of users.
-    pub fn new(gateway: GatewayId, topic: String, partitions: i32, appender: Appender) -> Arc<Hub> {
+    pub fn new(
+        gateway: GatewayId,
+        topic: String,
+        partitions: i32,
+        appender: Appender,
+        codec: Codec<Session>,
+    ) -> Arc<Hub> {
         let hub = Arc::new(Hub {
             gateway,
             topic,
             partitions,
             appender,
-            codec: Codec::new(),
+            codec,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             epochs: Mutex::default(),
             next_socket: AtomicU64::new(1),
@@ -209,16 +215,23 @@ async fn write_again(hub: Weak<Hub>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearby_schemas::codecs::Codecs;
     use nearby_schemas::topics::Topics;
     use nearby_service::kafka::Kafka;
 
     #[tokio::test]
     async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
         let brokers = "127.0.0.1:1".to_owned();
-        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers,
+            topics: Topics::new(""),
+            prefix: String::new(),
+            embedded: true,
+            codecs: Codecs::default(),
+        };
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");
-        let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender);
+        let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender, Codec::new());
         hub.unacknowledged.lock().expect("not poisoned").extend([UserId(1), UserId(2)]);
         assert_eq!(hub.unwritten(), 2);
 

@@ -139,7 +139,7 @@ impl Pusher {
             kafka.create_topic(&kafka.topics.friend_moved_spec(&id)).await?;
         }
         let appender = Appender::new(&kafka)?;
-        let hub = Hub::new(id.clone(), kafka.topics.sessions(), partitions, appender.clone());
+        let hub = Hub::new(id.clone(), kafka.topics.sessions(), partitions, appender.clone(), kafka.codecs.codec());
         let gateway = Arc::new(Gateway {
             id: id.clone(),
             settings: GatewaySettings {

@@ -2,7 +2,7 @@
 
 use crate::hub::Hub;
 use nearby_schemas::batch::FriendMovedBatch;
-use nearby_schemas::codec::{Codec, DecodeError};
+use nearby_schemas::codec::DecodeError;
 use nearby_schemas::{GatewayId, TimestampMs};
 use nearby_service::Stop;
 use nearby_service::append::Appender;
@@ -33,7 +33,7 @@ pub fn start(
     appender: Appender,
     stop: Stop,
 ) -> Result<(), KafkaError> {
-    let codec = Codec::<FriendMovedBatch>::new();
+    let codec = kafka.codecs.codec::<FriendMovedBatch>();
     let dead_letters = kafka.topics.dead_letters();
     let runtime = tokio::runtime::Handle::current();
     let trouble = Arc::new(Trouble::default());

@@ -3,7 +3,8 @@
 //! apache-avro's serde writer costs about as much as the rest of the processor together on this record, so the processor
 //! writes its bytes with [`BatchEncoder`]; a property test holds them equal to apache-avro's. Reading is left to the codec.
 
-use crate::codec::{Codec, HEADER_BYTES, Invalid, Record};
+use crate::codec::{Codec, Invalid, Record};
+use crate::codecs::RecordType;
 use crate::nearness::Place;
 use crate::records::check_user;
 use crate::{Epoch, TimestampMs, UserId};
@@ -150,6 +151,7 @@ pub struct SeenFriend {
 }
 
 impl Record for FriendMovedBatch {
+    const TYPE: RecordType = RecordType::FriendMovedBatch;
     const SCHEMA: &'static str = include_str!("../avro/friend_moved_batch.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/friend_moved_batch.v1.avsc")];
 
@@ -197,7 +199,7 @@ impl FriendMovedBatch {
 /// Writes one batch while its events happen. Consecutive notices of the same move, or of the same leave, to viewers of one
 /// partition become one event with a list of viewers.
 pub struct BatchEncoder {
-    header: [u8; HEADER_BYTES],
+    header: Vec<u8>,
     sections: Vec<SectionEncoder>,
     bytes: usize,
 }
@@ -225,7 +227,7 @@ enum OpenEvent {
 impl BatchEncoder {
     /// An empty batch; the codec lends its header.
     pub fn new(codec: &Codec<FriendMovedBatch>) -> BatchEncoder {
-        BatchEncoder { header: *codec.header(), sections: Vec::new(), bytes: 0 }
+        BatchEncoder { header: codec.header().to_vec(), sections: Vec::new(), bytes: 0 }
     }
 
     /// Whether nothing has been written.

@@ -1,11 +1,15 @@
-//! Avro single-object encoding: `C3 01`, the writer schema's CRC-64-AVRO fingerprint (little endian), the datum.
+//! The two wire formats: Avro's single-object encoding (`C3 01`, the writer schema's CRC-64-AVRO fingerprint in little endian,
+//! the datum) and Confluent's (`00`, the schema's id in a registry in big endian, the datum).
 //!
-//! Source: Apache Avro specification 1.12, "Single-object encoding". Readers and writers are built once per record type,
-//! because resolving a schema at each call would cost most of the time. A record written with the current schema is read
-//! straight into its struct; one written with a schema of the history is resolved field by field, the slow way.
+//! Source: Apache Avro specification 1.12, "Single-object encoding"; Confluent, "Wire format". Readers and writers are built
+//! once per record type, because resolving a schema at each call would cost most of the time. A record written with the current
+//! schema is read straight into its struct; one written with a schema of the history, or with one that only a registry knows,
+//! is resolved field by field, the slow way.
 
+use crate::codecs::{ById, Codecs, LookUp, RecordType};
 use apache_avro::rabin::Rabin;
 use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::schema_compatibility::SchemaCompatibility;
 use apache_avro::writer::datum::GenericDatumWriter;
 use apache_avro::{Schema, from_value};
 use serde::Serialize;
@@ -17,11 +21,13 @@ use std::sync::{Mutex, PoisonError};
 const MARKER: [u8; 2] = [0xC3, 0x01];
 const CONFLUENT_MAGIC: u8 = 0;
 const FINGERPRINT_BYTES: usize = 8;
-/// Bytes in front of the datum.
-pub const HEADER_BYTES: usize = MARKER.len() + FINGERPRINT_BYTES;
+
+type Fingerprint = [u8; FINGERPRINT_BYTES];
 
 /// A type that mirrors an Avro schema.
 pub trait Record: Serialize + DeserializeOwned + 'static {
+    /// Which one.
+    const TYPE: RecordType;
     /// The `.avsc` file that records are written with.
     const SCHEMA: &'static str;
     /// Every version that was ever published, the current one included.
@@ -54,6 +60,14 @@ pub enum DecodeError {
         /// CRC-64-AVRO of the writer's schema.
         fingerprint: u64,
     },
+    /// Written with a schema that the registry does not know, or that our own cannot read.
+    #[error("written with schema id {schema_id}: {reason}")]
+    UnusableSchema {
+        /// The id in the record.
+        schema_id: u32,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The datum does not follow the schema that it names, or ends early.
     #[error("malformed: {0}")]
     Malformed(#[source] Box<apache_avro::Error>),
@@ -67,45 +81,70 @@ pub enum DecodeError {
 
 /// Reads and writes one record type. Build it once and keep it.
 pub struct Codec<R> {
-    header: [u8; HEADER_BYTES],
+    /// What is written in front of each datum.
+    header: Vec<u8>,
+    schema: &'static Schema,
+    fingerprint: Fingerprint,
     writer: GenericDatumWriter<'static>,
     reader: GenericDatumReader<'static>,
     older: Vec<OlderSchema>,
+    by_id: ById<Written>,
+    look_up: Option<LookUp>,
     record: std::marker::PhantomData<fn() -> R>,
 }
 
 struct OlderSchema {
-    fingerprint: [u8; FINGERPRINT_BYTES],
+    fingerprint: Fingerprint,
     resolving_reader: GenericDatumReader<'static>,
 }
 
+/// With what a record was written.
+enum Written {
+    /// With the current schema, or with one whose data looks the same.
+    AsCurrent,
+    /// With another one, which the current one can read.
+    Otherwise(GenericDatumReader<'static>),
+    /// With a schema that cannot be read, because.
+    Unreadably(String),
+}
+
 impl<R: Record> Codec<R> {
-    /// Parses the schemas, unless that was done before.
+    /// Without a registry. Parses the schemas, unless that was done before.
     ///
     /// # Panics
     /// If a schema of this crate does not parse, which the tests rule out.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "costly, and meant to be seen where it happens")]
     pub fn new() -> Codec<R> {
-        let schema = parse(R::SCHEMA);
-        let current = fingerprint(R::SCHEMA);
+        Codecs::default().codec()
+    }
+
+    pub(crate) fn build(id: Option<u32>, look_up: Option<LookUp>) -> Codec<R> {
+        let schema = parse(R::SCHEMA).expect("schemas of this crate parse");
+        let own = |text| fingerprint(text).expect("schemas of this crate parse");
+        let current = own(R::SCHEMA);
         let older = R::HISTORY
             .iter()
-            .map(|text| (fingerprint(text), text))
+            .map(|text| (own(text), text))
             .filter(|(older, _)| *older != current)
             .map(|(fingerprint, text)| OlderSchema {
                 fingerprint,
-                resolving_reader: GenericDatumReader::builder(parse(text))
-                    .reader_schema(schema)
-                    .build()
+                resolving_reader: resolving(parse(text).expect("schemas of this crate parse"), schema)
                     .expect("schemas of this crate resolve"),
             })
             .collect();
-        let mut header = [0; HEADER_BYTES];
-        header[..2].copy_from_slice(&MARKER);
-        header[2..].copy_from_slice(&current);
+        let by_id = ById::new();
+        let header = match id {
+            Some(id) => {
+                by_id.insert(id, Written::AsCurrent);
+                [&[CONFLUENT_MAGIC][..], &id.to_be_bytes()].concat()
+            }
+            None => [&MARKER[..], &current].concat(),
+        };
         Codec {
             header,
+            schema,
+            fingerprint: current,
             writer: GenericDatumWriter::builder(schema)
                 .human_readable(false)
                 .build()
@@ -115,12 +154,14 @@ impl<R: Record> Codec<R> {
                 .build()
                 .expect("schemas of this crate resolve"),
             older,
+            by_id,
+            look_up,
             record: std::marker::PhantomData,
         }
     }
 
-    /// What every record of this type starts with.
-    pub fn header(&self) -> &[u8; HEADER_BYTES] {
+    /// What every record of this type that is written here starts with.
+    pub fn header(&self) -> &[u8] {
         &self.header
     }
 
@@ -129,21 +170,20 @@ impl<R: Record> Codec<R> {
     /// # Panics
     /// If the struct does not match its schema, which the golden tests rule out: there is no value that fails alone.
     pub fn encode(&self, record: &R) -> Vec<u8> {
-        let mut bytes = self.header.to_vec();
+        let mut bytes = self.header.clone();
         self.writer.write_ser(&mut bytes, record).expect("the struct mirrors its schema");
         bytes
     }
 
-    /// The record out of bytes, checked.
+    /// The record out of bytes, checked. With a registry this may wait for it, but only at the first record with an id.
     pub fn decode(&self, bytes: &[u8]) -> Result<R, DecodeError> {
-        let (fingerprint, mut datum) = split(bytes)?;
-        let record: R = if fingerprint == self.header[2..] {
-            self.reader.read_deser(&mut datum).map_err(malformed)?
-        } else {
-            let older = self.older.iter().find(|older| older.fingerprint == fingerprint);
-            let older = older.ok_or(DecodeError::UnknownSchema { fingerprint: u64::from_le_bytes(fingerprint) })?;
-            let value = older.resolving_reader.read_value(&mut datum).map_err(malformed)?;
-            from_value(&value).map_err(malformed)?
+        let (resolving_reader, mut datum) = match bytes.strip_prefix(self.header.as_slice()) {
+            Some(datum) => (None, datum),
+            None => self.split(bytes)?,
+        };
+        let record: R = match resolving_reader {
+            None => self.reader.read_deser(&mut datum).map_err(malformed)?,
+            Some(reader) => from_value(&reader.read_value(&mut datum).map_err(malformed)?).map_err(malformed)?,
         };
         if !datum.is_empty() {
             return Err(DecodeError::Trailing(datum.len()));
@@ -151,38 +191,88 @@ impl<R: Record> Codec<R> {
         record.check()?;
         Ok(record)
     }
-}
 
-fn split(bytes: &[u8]) -> Result<([u8; FINGERPRINT_BYTES], &[u8]), DecodeError> {
-    if let Some((&CONFLUENT_MAGIC, rest)) = bytes.split_first()
-        && let Some(schema_id) = rest.first_chunk::<4>()
-    {
-        return Err(DecodeError::NeedsRegistry { schema_id: u32::from_be_bytes(*schema_id) });
+    /// The datum and who reads it, if not the reader of the current schema.
+    fn split<'a>(&self, bytes: &'a [u8]) -> Result<(Option<&GenericDatumReader<'static>>, &'a [u8]), DecodeError> {
+        if let Some((&CONFLUENT_MAGIC, rest)) = bytes.split_first()
+            && let Some((schema_id, datum)) = rest.split_first_chunk()
+        {
+            let schema_id = u32::from_be_bytes(*schema_id);
+            return match self.written(schema_id)? {
+                Written::AsCurrent => Ok((None, datum)),
+                Written::Otherwise(reader) => Ok((Some(reader), datum)),
+                Written::Unreadably(reason) => Err(DecodeError::UnusableSchema { schema_id, reason: reason.clone() }),
+            };
+        }
+        let rest = bytes.strip_prefix(&MARKER).ok_or(DecodeError::NotSingleObject)?;
+        let (fingerprint, datum) = rest.split_first_chunk().ok_or(DecodeError::NotSingleObject)?;
+        if *fingerprint == self.fingerprint {
+            return Ok((None, datum));
+        }
+        let older = self.older.iter().find(|older| older.fingerprint == *fingerprint);
+        let older = older.ok_or(DecodeError::UnknownSchema { fingerprint: u64::from_le_bytes(*fingerprint) })?;
+        Ok((Some(&older.resolving_reader), datum))
     }
-    let rest = bytes.strip_prefix(&MARKER).ok_or(DecodeError::NotSingleObject)?;
-    let (fingerprint, datum) = rest.split_first_chunk().ok_or(DecodeError::NotSingleObject)?;
-    Ok((*fingerprint, datum))
+
+    /// What an id stands for. Ids are never given to another schema, so each is asked for once.
+    fn written(&self, schema_id: u32) -> Result<&Written, DecodeError> {
+        if let Some(written) = self.by_id.get(schema_id) {
+            return Ok(written);
+        }
+        let look_up = self.look_up.as_ref().ok_or(DecodeError::NeedsRegistry { schema_id })?;
+        let text = look_up(schema_id).map_err(|reason| DecodeError::UnusableSchema { schema_id, reason })?;
+        Ok(self.by_id.insert(schema_id, self.written_with(&text)))
+    }
+
+    fn written_with(&self, text: &str) -> Written {
+        // Same canonical form, same bytes.
+        if fingerprint(text).is_ok_and(|fingerprint| fingerprint == self.fingerprint) {
+            return Written::AsCurrent;
+        }
+        let schema = match parse(text) {
+            Ok(schema) => schema,
+            Err(error) => return Written::Unreadably(format!("it does not parse: {error}")),
+        };
+        // Reading alone would not see that it is another record: every field of ours has a default.
+        if let Err(error) = SchemaCompatibility::can_read(schema, self.schema) {
+            return Written::Unreadably(format!("our schema cannot read it: {error}"));
+        }
+        match resolving(schema, self.schema) {
+            Ok(reader) => Written::Otherwise(reader),
+            Err(error) => Written::Unreadably(format!("it does not resolve: {error}")),
+        }
+    }
 }
 
-/// Each schema is parsed once and lives as long as the process.
-fn parse(text: &'static str) -> &'static Schema {
-    static PARSED: Mutex<BTreeMap<&str, &Schema>> = Mutex::new(BTreeMap::new());
+/// Reads what was written with one schema as another one has it.
+fn resolving(
+    writer: &'static Schema,
+    reader: &'static Schema,
+) -> Result<GenericDatumReader<'static>, apache_avro::Error> {
+    GenericDatumReader::builder(writer).reader_schema(reader).build()
+}
+
+/// Each schema is parsed once and lives as long as the process: there are as many as were ever published.
+fn parse(text: &str) -> Result<&'static Schema, apache_avro::Error> {
+    static PARSED: Mutex<BTreeMap<String, &Schema>> = Mutex::new(BTreeMap::new());
     let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
-    parsed.entry(text).or_insert_with(|| {
-        let schema = Schema::parse_str(text).expect("schemas of this crate parse");
-        Box::leak(Box::new(schema))
-    })
+    if let Some(schema) = parsed.get(text) {
+        return Ok(schema);
+    }
+    let schema: &'static Schema = Box::leak(Box::new(Schema::parse_str(text)?));
+    parsed.insert(text.to_owned(), schema);
+    Ok(schema)
 }
 
 /// CRC-64-AVRO of the schema's Parsing Canonical Form, as it stands in the header.
 ///
 /// The form has no logical types, and a primitive is its name alone. apache-avro 0.22 drops the former but then leaves
 /// `{"type":"long"}`, which gives another fingerprint than every other implementation's: so both are done here, before it.
-fn fingerprint(text: &str) -> [u8; FINGERPRINT_BYTES] {
-    let mut schema: Value = serde_json::from_str(text).expect("schemas of this crate are JSON");
+fn fingerprint(text: &str) -> Result<Fingerprint, apache_avro::Error> {
+    let mut schema: Value = serde_json::from_str(text).map_err(apache_avro::error::Details::ParseSchemaJson)?;
     plain_primitives(&mut schema);
-    let schema = Schema::parse(&schema).expect("schemas of this crate parse");
-    schema.fingerprint::<Rabin>().bytes.try_into().expect("a Rabin fingerprint has 8 bytes")
+    let schema = Schema::parse(&schema)?;
+    Ok(schema.fingerprint::<Rabin>().bytes.try_into().expect("a Rabin fingerprint has 8 bytes"))
 }
 
 fn plain_primitives(schema: &mut Value) {

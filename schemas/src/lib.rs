@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod codec;
+pub mod codecs;
 mod ids;
 pub mod nearness;
 pub mod partitioning;

@@ -1,6 +1,7 @@
 //! The records of the log, one struct per `.avsc` file; names and order of the fields are those of the schema.
 
 use crate::codec::{Invalid, Record};
+use crate::codecs::RecordType;
 use crate::nearness::Place;
 use crate::{GatewayId, TimestampMs, UserId};
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,7 @@ pub enum Source {
 }
 
 impl Record for LocationEvent {
+    const TYPE: RecordType = RecordType::LocationEvent;
     const SCHEMA: &'static str = include_str!("../avro/location_event.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/location_event.v1.avsc")];
 
@@ -86,6 +88,7 @@ impl FriendList {
 }
 
 impl Record for FriendList {
+    const TYPE: RecordType = RecordType::FriendList;
     const SCHEMA: &'static str = include_str!("../avro/friend_list.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/friend_list.v1.avsc")];
 
@@ -123,6 +126,7 @@ impl Session {
 }
 
 impl Record for Session {
+    const TYPE: RecordType = RecordType::Session;
     const SCHEMA: &'static str = include_str!("../avro/session.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/session.v1.avsc")];
 
@@ -152,6 +156,7 @@ pub struct GatewayHeartbeat {
 }
 
 impl Record for GatewayHeartbeat {
+    const TYPE: RecordType = RecordType::GatewayHeartbeat;
     const SCHEMA: &'static str = include_str!("../avro/gateway_heartbeat.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/gateway_heartbeat.v1.avsc")];
 

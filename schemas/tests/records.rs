@@ -185,23 +185,3 @@ fn refusals() {
         .join("\n"),
     );
 }
-
-/// Old records have to be readable by the new schema and the reverse: full transitive compatibility.
-#[test]
-fn every_published_version_is_compatible_with_every_other() {
-    fn check<R: Record>() {
-        use apache_avro::{Schema, schema_compatibility::SchemaCompatibility};
-        assert!(R::HISTORY.contains(&R::SCHEMA), "the current schema is published in avro/history");
-        let versions: Vec<Schema> = R::HISTORY.iter().map(|text| Schema::parse_str(text).expect("parses")).collect();
-        for writer in &versions {
-            for reader in &versions {
-                SchemaCompatibility::can_read(writer, reader).expect("compatible");
-            }
-        }
-    }
-    check::<LocationEvent>();
-    check::<FriendList>();
-    check::<Session>();
-    check::<GatewayHeartbeat>();
-    check::<FriendMovedBatch>();
-}

@@ -2,6 +2,7 @@
 
 use crate::health::Readiness;
 use crate::{Stop, settings::KafkaSettings};
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::{TopicSpec, Topics};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
@@ -32,6 +33,8 @@ pub struct Kafka {
     pub prefix: String,
     /// librdkafka's mock cluster in this process: it cannot look up offsets by time and has no topic admin.
     pub embedded: bool,
+    /// How records are written and read.
+    pub codecs: Codecs,
 }
 
 /// The cluster cannot be used as it is.
@@ -76,10 +79,16 @@ pub enum ClusterError {
 }
 
 impl Kafka {
-    /// From the settings; connects to nothing yet.
+    /// From the settings; connects to nothing yet, not even to a schema registry.
     pub fn from_settings(settings: &KafkaSettings) -> Kafka {
         let prefix = settings.names.topic_prefix.clone();
-        Kafka { brokers: settings.brokers.clone(), topics: Topics::new(prefix.clone()), prefix, embedded: false }
+        Kafka {
+            brokers: settings.brokers.clone(),
+            topics: Topics::new(prefix.clone()),
+            prefix,
+            embedded: false,
+            codecs: Codecs::default(),
+        }
     }
 
     /// What every client has in common.

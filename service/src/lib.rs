@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod problem;
 mod progress;
 pub mod reader;
+pub mod registry;
 pub mod settings;
 
 /// Asks everything that holds a clone to end in order.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::append::{Appender, Outgoing};
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::Topics;
 use rdkafka::mocking::MockCluster;
 use std::sync::mpsc::RecvTimeoutError;
@@ -29,7 +30,8 @@ impl Log {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic(TOPIC, 2, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let (topics, codecs) = (Topics::new(""), Codecs::default());
+        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs, embedded: true };
         let (sender, heard) = mpsc::channel();
         let stop = Stop::new();
         let handle = move |read: Read<'_>| {

@@ -1,5 +1,7 @@
 //! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
 
+use crate::registry::RegistryUrl;
+use clap::builder::TypedValueParser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,6 +14,17 @@ pub struct KafkaSettings {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]
     pub names: TopicSettings,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "as above")]
+    pub registry: RegistrySettings,
+}
+
+/// Which wire format records have.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RegistrySettings {
+    /// Schema registry, http[s]://[USER:PASSWORD@]HOST[:PORT]: records are then written in Confluent's wire format; both formats are read
+    #[arg(long, env = "NEARBY_SCHEMA_REGISTRY_URL", hide_env_values = true, value_name = "URL", value_parser = clap::builder::StringValueParser::new().map(RegistryUrl::from))]
+    pub schema_registry_url: Option<RegistryUrl>,
 }
 
 /// How topics are called.

@@ -11,6 +11,7 @@ use nearby_processor::records::Decoders;
 use nearby_schemas::TimestampMs;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
 use std::time::{Duration, Instant};
 
 /// When every world begins: long after 1970, because epochs are times.
@@ -57,7 +58,7 @@ impl Around {
             sinks: Group::new(partitions),
             judge: Judge::new(plan.inactive_after_ms, plan.stale_ms_max),
             plan,
-            decoders: Decoders::new(partitions),
+            decoders: Decoders::new(partitions, &Codecs::default()),
             batches: Codec::new(),
             base: Instant::now(),
         }

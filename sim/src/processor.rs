@@ -11,6 +11,7 @@ use nearby_processor::decider::{Action, Decider, Progress};
 use nearby_processor::packing::{Batch, viewers_of};
 use nearby_processor::records::{Raw, oldest_needed};
 use nearby_processor::wake::{Reports, Source, Wake};
+use nearby_schemas::codec::Codec;
 use nearby_schemas::{Session, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -191,8 +192,12 @@ impl Run {
         };
         let oldest = oldest_needed(settings.inactive_after_ms, around.wall(ahead_ms));
         let (partitions, looks_at_once_max) = (around.plan.partitions, around.plan.looks_at_once_max);
-        let mut decider =
-            Decider::new(Engine::with_looks_at_once(settings, looks_at_once_max), partitions, around.wall(ahead_ms));
+        let mut decider = Decider::new(
+            Engine::with_looks_at_once(settings, looks_at_once_max),
+            partitions,
+            around.wall(ahead_ms),
+            Codec::new(),
+        );
         let newest_ms = around.dice.between(0, settings.inactive_after_ms / 2);
         let since = around.wall(ahead_ms).plus_ms(-newest_ms);
         let newest_first = around.dice.chance(0.7);

@@ -6,6 +6,7 @@ use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
 use crate::database::Database;
 use crate::group::{MemberId, Word};
+use nearby_schemas::codecs::Codecs;
 use nearby_sink::SinkSettings;
 use nearby_sink::batch::Attempt;
 use nearby_sink::course::{Course, Follows, Outcome, Work};
@@ -114,7 +115,7 @@ impl Run {
         let pipelines = LOGS.map(|(log, topic)| Pipeline {
             topic,
             course: Course::new(log, &settings, around.instant()),
-            decoder: Decoder::of(log, around.plan.partitions),
+            decoder: Decoder::of(log, around.plan.partitions, &Codecs::default()),
             news: VecDeque::new(),
             feed: BTreeMap::new(),
             under_way: None,

@@ -44,6 +44,7 @@ impl Pipeline {
                 Engine::with_looks_at_once(EngineSettings::default(), 3),
                 PARTITIONS,
                 TimestampMs(BEGINNING_MS),
+                Codec::new(),
             ),
             sessions: Sessions::default(),
             epochs: Epochs::default(),

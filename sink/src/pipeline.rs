@@ -245,7 +245,7 @@ impl Pipeline {
         let partitions = self.course.batcher().next_offsets();
         if !partitions.is_empty() {
             let (kafka, topic) = (&self.around.kafka, self.topic.clone());
-            let decoder = Decoder::of(self.log, self.around.partitions);
+            let decoder = Decoder::of(self.log, self.around.partitions, &kafka.codecs);
             let feed = Feed::start(kafka, topic, decoder, &partitions, self.around.settings.backlog_max())?;
             self.feed = Some(feed);
         }

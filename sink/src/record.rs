@@ -2,6 +2,7 @@
 
 use h3o::{LatLng, Resolution};
 use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, LocationEvent, TimestampMs, UserId};
 
@@ -83,10 +84,10 @@ pub enum Decoder {
 
 impl Decoder {
     /// For one topic; `partitions` is the number that the topics partitioned by user have.
-    pub fn of(log: Log, partitions: i32) -> Decoder {
+    pub fn of(log: Log, partitions: i32, codecs: &Codecs) -> Decoder {
         match log {
-            Log::LocationEvents => Decoder::LocationEvents(Codec::new()),
-            Log::FriendLists => Decoder::FriendLists(Codec::new(), partitions),
+            Log::LocationEvents => Decoder::LocationEvents(codecs.codec()),
+            Log::FriendLists => Decoder::FriendLists(codecs.codec(), partitions),
         }
     }
 
@@ -200,7 +201,7 @@ mod tests {
 
     fn decode(event: &LocationEvent) -> Result<Content, String> {
         let codec = Codec::<LocationEvent>::new();
-        Decoder::of(Log::LocationEvents, 1).content(0, None, Some(&codec.encode(event)), NOW)
+        Decoder::of(Log::LocationEvents, 1, &Codecs::default()).content(0, None, Some(&codec.encode(event)), NOW)
     }
 
     #[test]
@@ -234,9 +235,9 @@ mod tests {
     fn friend_lists_and_tombstones() {
         let list = FriendList { user_id: UserId(7), friends: vec![UserId(8)], changed_at: NOW };
         let bytes = Codec::<FriendList>::new().encode(&list);
-        let elsewhere = Decoder::of(Log::FriendLists, 16).content(0, Some(b"7"), None, NOW);
+        let elsewhere = Decoder::of(Log::FriendLists, 16, &Codecs::default()).content(0, Some(b"7"), None, NOW);
         assert_eq!(elsewhere, Err(format!("the user belongs on partition {}", partition_of(UserId(7), 16))));
-        let decoder = Decoder::of(Log::FriendLists, 1);
+        let decoder = Decoder::of(Log::FriendLists, 1, &Codecs::default());
         let decode = |key: Option<&str>, value| decoder.content(0, key.map(str::as_bytes), value, NOW);
         assert_eq!(decode(Some("7"), Some(&bytes[..])), Ok(Content::Listed(list)));
         assert_eq!(decode(Some("7"), None), Ok(Content::Unlisted(UserId(7))));

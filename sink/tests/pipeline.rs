@@ -6,6 +6,7 @@ use common::migrated;
 use nearby_e2e::kafka::Kafka as Broker;
 use nearby_e2e::postgres::Postgres;
 use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::Topics;
 use nearby_schemas::{FriendList, LocationEvent, Position, Source, TimestampMs, UserId};
@@ -54,7 +55,13 @@ impl World {
         for topic in topics.standing(PARTITIONS) {
             cluster.create_topic(&topic.name, topic.partitions, 1).expect("a topic");
         }
-        let kafka = Kafka { brokers: cluster.bootstrap_servers(), topics, prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers: cluster.bootstrap_servers(),
+            topics,
+            prefix: String::new(),
+            embedded: true,
+            codecs: Codecs::default(),
+        };
         World::over(kafka, Cluster::Mock { _cluster: cluster }).await
     }
 
@@ -62,7 +69,7 @@ impl World {
     async fn with_real_broker() -> World {
         let broker = Broker::start().expect("Kafka starts");
         let (topics, prefix) = (Topics::default(), String::new());
-        let kafka = Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false };
+        let kafka = Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false, codecs: Codecs::default() };
         for topic in kafka.topics.standing(PARTITIONS) {
             kafka.create_topic(&topic).await.expect("a topic");
         }

@@ -1,6 +1,7 @@
 //! librdkafka's mock cluster in this process: enough of Kafka for a demo, and no Java.
 
 use anyhow::Context;
+use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::{TopicSpec, Topics};
 use nearby_service::kafka::Kafka;
 use rdkafka::mocking::MockCluster;
@@ -34,6 +35,7 @@ impl EmbeddedKafka {
             topics: Topics::new(prefix),
             prefix: prefix.to_owned(),
             embedded: true,
+            codecs: Codecs::default(),
         }
     }
 }

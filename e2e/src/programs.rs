@@ -1,0 +1,45 @@
+//! The example programs of `docs/data-engineers.md`, run from the project's folder as it says there.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+
+use crate::tools;
+
+/// The project's folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+/// What a program in `e2e/python` prints. Blocks.
+pub fn python(program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::made("python/bin/python")?);
+    command.arg(format!("e2e/python/{program}")).args(args);
+    output(command, "")
+}
+
+/// What a program in `e2e/java` prints for this input. Blocks.
+pub fn java(program: &str, args: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::program(&["java"], &[])?);
+    let libraries = format!("{}/*", tools::made("java-libs")?.display());
+    command.args(["-cp", &libraries, &format!("e2e/java/{program}")]).args(args);
+    output(command, input)
+}
+
+fn output(mut command: Command, input: &str) -> anyhow::Result<String> {
+    let line = format!("{command:?}");
+    let mut child = command
+        .current_dir(root())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| line.clone())?;
+    // All of it is read before anything is printed.
+    child.stdin.take().context("its standard input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{line}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
