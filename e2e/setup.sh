@@ -1,5 +1,6 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: Java, Maven, Chromium, Postgres, and Kafka's jars.
+# Gets what the end-to-end tests need: Java, Maven, Chromium, Postgres, docker-compose, and Kafka's jars; and the headers of
+# OpenSSL, which the build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,6 +14,11 @@ missing_packages() {
   has chromium || has chromium-browser || has google-chrome || echo chromium
   has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
   has psql || echo postgresql-client
+  # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
+  has docker-compose || echo docker-compose
+  has curl || echo curl
+  has pkg-config || echo pkg-config
+  pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
 
 # The Postgres package makes a cluster and starts it at once; the tests make their own. So: not during this installation.
@@ -54,7 +60,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install Java 17 or newer, Maven, Chromium and PostgreSQL so that java, mvn, chromium, postgres, initdb and psql are on the PATH"
+    say "elsewhere: install Java 17 or newer, Maven, Chromium, PostgreSQL, docker-compose, curl, pkg-config and the headers of OpenSSL,"
+    say "so that java, keytool, mvn, chromium, postgres, initdb, psql, docker-compose, curl and pkg-config are on the PATH"
     exit 1
   fi
 fi

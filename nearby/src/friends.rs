@@ -7,7 +7,7 @@ use nearby_schemas::codec::Codec;
 use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{KafkaSettings, TopicSettings};
+use nearby_service::settings::{ClientSettings, KafkaSettings, TopicSettings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -31,6 +31,8 @@ pub struct LoadSettings {
     brokers: Option<String>,
     #[command(flatten)]
     names: TopicSettings,
+    #[command(flatten)]
+    client: ClientSettings,
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
@@ -49,7 +51,8 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
     }
     match settings.brokers {
         Some(brokers) => {
-            let kafka = Kafka::from_settings(&KafkaSettings { brokers, names: settings.names });
+            let kafka =
+                Kafka::from_settings(&KafkaSettings { brokers, names: settings.names, client: settings.client });
             write(&kafka, &lists).await?;
         }
         None => {

@@ -110,7 +110,13 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers,
+            topics: Topics::new(""),
+            prefix: String::new(),
+            embedded: true,
+            properties: Default::default(),
+        };
         let outbox = Outbox::new(&kafka).expect("a producer");
         let send = || {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });

@@ -215,7 +215,13 @@ mod tests {
     #[tokio::test]
     async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
         let brokers = "127.0.0.1:1".to_owned();
-        let kafka = Kafka { brokers, topics: Topics::new(""), prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers,
+            topics: Topics::new(""),
+            prefix: String::new(),
+            embedded: true,
+            properties: Default::default(),
+        };
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");
         let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender);

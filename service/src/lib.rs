@@ -5,6 +5,7 @@
 
 pub mod append;
 pub mod auth;
+pub mod client_properties;
 pub mod dead_letters;
 pub mod health;
 pub mod http;
@@ -12,6 +13,7 @@ pub mod kafka;
 pub mod logs;
 pub mod membership;
 pub mod metrics;
+pub mod probe;
 pub mod problem;
 pub mod reader;
 pub mod settings;

@@ -1,5 +1,6 @@
 //! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
 
+use crate::client_properties::{ClientProperties, PropertiesParser};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,6 +13,19 @@ pub struct KafkaSettings {
     #[command(flatten)]
     #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]
     pub names: TopicSettings,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "as above")]
+    pub client: ClientSettings,
+}
+
+/// What every Kafka client needs besides the brokers' addresses.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ClientSettings {
+    /// Property of every Kafka client by librdkafka's name, such as security.protocol=SASL_SSL; may be given several times.
+    /// The variable has one a line: a value may hold anything but a line break. Passwords belong into the variable: others
+    /// on the machine can read flags
+    #[arg(long = "kafka-property", env = "NEARBY_KAFKA_PROPERTIES", hide_env_values = true, value_name = "KEY=VALUE", requires = "brokers", value_parser = PropertiesParser)]
+    pub properties: Vec<ClientProperties>,
 }
 
 /// How topics are called.

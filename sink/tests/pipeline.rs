@@ -54,7 +54,13 @@ impl World {
         for topic in topics.standing(PARTITIONS) {
             cluster.create_topic(&topic.name, topic.partitions, 1).expect("a topic");
         }
-        let kafka = Kafka { brokers: cluster.bootstrap_servers(), topics, prefix: String::new(), embedded: true };
+        let kafka = Kafka {
+            brokers: cluster.bootstrap_servers(),
+            topics,
+            prefix: String::new(),
+            embedded: true,
+            properties: Default::default(),
+        };
         World::over(kafka, Cluster::Mock { _cluster: cluster }).await
     }
 
@@ -62,7 +68,8 @@ impl World {
     async fn with_real_broker() -> World {
         let broker = Broker::start().expect("Kafka starts");
         let (topics, prefix) = (Topics::default(), String::new());
-        let kafka = Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false };
+        let kafka =
+            Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false, properties: Default::default() };
         for topic in kafka.topics.standing(PARTITIONS) {
             kafka.create_topic(&topic).await.expect("a topic");
         }

@@ -34,6 +34,7 @@ impl EmbeddedKafka {
             topics: Topics::new(prefix),
             prefix: prefix.to_owned(),
             embedded: true,
+            properties: Default::default(),
         }
     }
 }
