@@ -48,12 +48,26 @@ impl Kafka {
         let class_path = tools::kafka_class_path()?;
         let home = Home::new("kafka")?;
         let security = security(&home)?;
-        let mut kafka = Kafka { broker: None, port: free_port()?, java, class_path, security, home };
-        std::fs::write(kafka.settings(), kafka.properties(free_port()?, free_port()?))
-            .context("write server.properties")?;
-        kafka.format()?;
-        kafka.launch()?;
-        Ok(kafka)
+        let kafka = Kafka { broker: None, port: free_port()?, java, class_path, security, home };
+        let properties = kafka.properties(free_port()?, free_port()?);
+        kafka.begin(&properties)
+    }
+
+    /// Starts a broker with settings of the caller's choice, but for the folder of its log. Clients find it, without TLS, at `port`.
+    pub fn start_from(properties: &str, port: u16) -> anyhow::Result<Kafka> {
+        let java = tools::program(&["java"], &[])?;
+        let class_path = tools::kafka_class_path()?;
+        let kafka = Kafka { broker: None, port, java, class_path, security: None, home: Home::new("kafka")? };
+        // Of a key that is there twice, the last counts.
+        let data = kafka.home.path().join("data");
+        kafka.begin(&format!("{properties}\nlog.dirs={}\n", data.display()))
+    }
+
+    fn begin(mut self, properties: &str) -> anyhow::Result<Kafka> {
+        std::fs::write(self.settings(), properties).context("write server.properties")?;
+        self.format()?;
+        self.launch()?;
+        Ok(self)
     }
 
     /// Its address, for `bootstrap.servers`: 127.0.0.1:PORT.
@@ -149,6 +163,11 @@ impl Kafka {
             bail!("Kafka's StorageTool failed ({})\n{out}{err}", output.status);
         }
         Ok(())
+    }
+
+    /// One of Kafka's own programs, by the class that its script names.
+    pub fn tool(&self, class: &str) -> Command {
+        self.java(class)
     }
 
     fn java(&self, class: &str) -> Command {
