@@ -8,24 +8,31 @@ RECORDED ?= ../shared/data/gowalla-nyc
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
 
-.PHONY: help demo build test test-unit sim bench check format deny advisories clean
+.PHONY: help needs demo build test test-unit sim bench check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: ## Run everything with 500 walkers and the live map at http://127.0.0.1:8080
+needs: ## Say what the build needs and this machine lacks
+	@for tool in cargo cc c++ make pkg-config; do command -v $$tool >/dev/null || \
+	  { echo "$$tool is missing: install rustup, and (Debian) apt-get install build-essential pkg-config" >&2; exit 1; }; done
+	@pkg-config --exists openssl || \
+	  { echo "OpenSSL's headers are missing: (Debian) apt-get install libssl-dev, (Fedora) dnf install openssl-devel" >&2; exit 1; }
+
+demo: needs ## Run everything with 500 walkers and the live map at http://127.0.0.1:8080
 	cargo run --release -p nearby -- run --listen $(LISTEN) --walkers 500 --dev-tokens
 
-build: ## Build the binary, target/release/nearby
+build: needs ## Build the binary, target/release/nearby
 	cargo build --release -p nearby
 
 test: ## Every test; installs what is missing (Debian, root) or names it
 	sh e2e/setup.sh
+	@$(MAKE) --no-print-directory needs
 	cargo build -p nearby
 	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features nearby-sink/full,nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the check on real movement, because $(RECORDED) is missing (see README)")
 
-test-unit: ## The tests that need nothing but cargo
+test-unit: needs ## The tests that need nothing but cargo
 	cargo test --workspace
 
 sim: ## Simulate the whole pipeline, with overflow checks: make sim SEEDS=10000

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python; the jars of Kafka and of a Java client; an
-# environment for a Python client; Go, and with it a fake schema registry.
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose; the jars of Kafka and of a Java
+# client; an environment for a Python client; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
+# build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,6 +16,11 @@ missing_packages() {
   has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
   has psql || echo postgresql-client
   python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+  # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
+  has docker-compose || echo docker-compose
+  has curl || echo curl
+  has pkg-config || echo pkg-config
+  pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
 
 # The Postgres package makes a cluster and starts it at once; the tests make their own. So: not during this installation.
@@ -92,7 +98,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL and Python 3 with venv so that java, javac, mvn, chromium, postgres, initdb, psql and python3 are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, curl, pkg-config and the"
+    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, curl and pkg-config are on the PATH"
     exit 1
   fi
 fi

@@ -38,20 +38,20 @@ impl Cluster {
             .map(|number| GatewayId::new(format!("g{number}")))
             .collect::<Result<_, _>>()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs: Codecs::default(), embedded: false };
+        let (codecs, properties) = (Codecs::default(), Default::default());
+        let kafka = Kafka { brokers, topics, prefix: String::new(), embedded: false, codecs, properties };
         kafka.create_standing_topics(PARTITIONS).await?;
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;
         let appender = Appender::new(&kafka)?;
         let cluster = Cluster { broker, kafka, appender, gateways };
         cluster.beat().await?;
-        let (appender, topic, heartbeats) =
-            (cluster.appender.clone(), cluster.kafka.topics.gateways(), cluster.heartbeats());
+        let (appender, heartbeats) = (cluster.appender.clone(), cluster.heartbeats());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(HEARTBEAT_INTERVAL).await;
                 // A broker that has gone ends the bench elsewhere.
-                drop(appender.append(records(&topic, &heartbeats)).await);
+                drop(appender.append(heartbeats.clone().into_iter()).await);
             }
         });
         Ok(cluster)
@@ -106,7 +106,7 @@ impl Cluster {
         self.write(reports.map(|made| crate::pipeline::report(&topic, &codec, made))).await
     }
 
-    fn heartbeats(&self) -> Vec<Vec<u8>> {
+    fn heartbeats(&self) -> Vec<Outgoing> {
         let codec = Codec::<GatewayHeartbeat>::new();
         let heartbeat = |gateway: &GatewayId| GatewayHeartbeat {
             gateway: gateway.clone(),
@@ -117,24 +117,20 @@ impl Cluster {
             draining: false,
             started_at: TimestampMs::now(),
         };
-        self.gateways.iter().map(|gateway| codec.encode(&heartbeat(gateway))).collect()
+        let topic = self.kafka.topics.gateways();
+        let record = |gateway: &GatewayId| Outgoing {
+            topic: topic.clone(),
+            key: Some(gateway.as_str().as_bytes().to_vec()),
+            value: Some(codec.encode(&heartbeat(gateway))),
+            ..Outgoing::default()
+        };
+        self.gateways.iter().map(record).collect()
     }
 
     async fn beat(&self) -> anyhow::Result<()> {
-        let heartbeats = self.heartbeats();
-        let sent = self.appender.append(records(&self.kafka.topics.gateways(), &heartbeats)).await;
+        let sent = self.appender.append(self.heartbeats().into_iter()).await;
         sent.map_err(|error| anyhow::anyhow!("{error}"))
     }
-}
-
-fn records(topic: &str, values: &[Vec<u8>]) -> impl ExactSizeIterator<Item = Outgoing> {
-    // Read from its beginning, so that the keys, which only compaction needs, do not matter.
-    values.iter().map(|value| Outgoing {
-        topic: topic.to_owned(),
-        partition: Some(0),
-        value: Some(value.clone()),
-        ..Outgoing::default()
-    })
 }
 
 fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use crate::kafka_security::Security;
 use crate::ports::free_port;
 use crate::process::{Home, Launch, Tied};
 use crate::tools;
@@ -27,25 +28,67 @@ pub struct Kafka {
     port: u16,
     java: PathBuf,
     class_path: String,
+    security: Option<Security>,
     home: Home,
 }
 
 impl Kafka {
     /// Starts a broker with an empty log, and waits until it answers.
     pub fn start() -> anyhow::Result<Kafka> {
+        Kafka::start_with(|_| Ok(None))
+    }
+
+    /// The same, but its clients need TLS, and PLAIN or SCRAM-SHA-512.
+    pub fn start_secure() -> anyhow::Result<Kafka> {
+        Kafka::start_with(|home| Security::new(home.path()).map(Some))
+    }
+
+    fn start_with(security: impl Fn(&Home) -> anyhow::Result<Option<Security>>) -> anyhow::Result<Kafka> {
         let java = tools::program(&["java"], &[])?;
         let class_path = tools::kafka_class_path()?;
         let home = Home::new("kafka")?;
-        let mut kafka = Kafka { broker: None, port: free_port()?, java, class_path, home };
-        std::fs::write(kafka.settings(), kafka.properties(free_port()?)).context("write server.properties")?;
-        kafka.format()?;
-        kafka.launch()?;
-        Ok(kafka)
+        let security = security(&home)?;
+        let kafka = Kafka { broker: None, port: free_port()?, java, class_path, security, home };
+        let properties = kafka.properties(free_port()?, free_port()?);
+        kafka.begin(&properties)
+    }
+
+    /// Starts a broker with settings of the caller's choice, but for the folder of its log. Clients find it, without TLS, at `port`.
+    pub fn start_from(properties: &str, port: u16) -> anyhow::Result<Kafka> {
+        let java = tools::program(&["java"], &[])?;
+        let class_path = tools::kafka_class_path()?;
+        let kafka = Kafka { broker: None, port, java, class_path, security: None, home: Home::new("kafka")? };
+        // Of a key that is there twice, the last counts.
+        let data = kafka.home.path().join("data");
+        kafka.begin(&format!("{properties}\nlog.dirs={}\n", data.display()))
+    }
+
+    fn begin(mut self, properties: &str) -> anyhow::Result<Kafka> {
+        std::fs::write(self.settings(), properties).context("write server.properties")?;
+        self.format()?;
+        self.launch()?;
+        Ok(self)
     }
 
     /// Its address, for `bootstrap.servers`: 127.0.0.1:PORT.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// How clients get into a secure one.
+    pub fn security(&self) -> Option<&Security> {
+        self.security.as_ref()
+    }
+
+    /// What an ordinary client needs.
+    pub fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.bootstrap());
+        let properties = self.security.as_ref().map(Security::client_properties).unwrap_or_default();
+        for (key, value) in properties.lines().filter_map(|line| line.split_once('=')) {
+            config.set(key, value);
+        }
+        config
     }
 
     /// The broker's process id, while it runs.
@@ -90,8 +133,8 @@ impl Kafka {
     }
 
     fn wait_until_it_answers(&self, broker: &mut Tied) -> anyhow::Result<()> {
-        let client: BaseConsumer = ClientConfig::new()
-            .set("bootstrap.servers", self.bootstrap())
+        let client: BaseConsumer = self
+            .client_config()
             .set("reconnect.backoff.ms", "20")
             .set("reconnect.backoff.max.ms", "100")
             .create()
@@ -111,12 +154,20 @@ impl Kafka {
     fn format(&self) -> anyhow::Result<()> {
         let mut command = self.java("kafka.tools.StorageTool");
         command.args(["format", "--cluster-id", &cluster_id(), "--config"]).arg(self.settings());
+        if self.security.is_some() {
+            command.args(Security::format_arguments());
+        }
         let output = command.output().context("run Kafka's StorageTool")?;
         if !output.status.success() {
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             bail!("Kafka's StorageTool failed ({})\n{out}{err}", output.status);
         }
         Ok(())
+    }
+
+    /// One of Kafka's own programs, by the class that its script names.
+    pub fn tool(&self, class: &str) -> Command {
+        self.java(class)
     }
 
     fn java(&self, class: &str) -> Command {
@@ -129,18 +180,22 @@ impl Kafka {
         self.home.path().join("server.properties")
     }
 
-    fn properties(&self, controller_port: u16) -> String {
+    fn properties(&self, controller_port: u16, inner_port: u16) -> String {
         let port = self.port;
         let data = self.home.path().join("data");
+        let (protocol, secure) = match &self.security {
+            Some(security) => ("SASL_SSL", security.broker_properties()),
+            None => ("PLAINTEXT", String::new()),
+        };
         format!(
             "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=CLIENTS://127.0.0.1:{port},INNER://127.0.0.1:{inner_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=CLIENTS://127.0.0.1:{port},INNER://127.0.0.1:{inner_port}
+listener.security.protocol.map=CLIENTS:{protocol},INNER:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
+inter.broker.listener.name=INNER
 log.dirs={data}
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -157,7 +212,7 @@ log.retention.check.interval.ms=1000
 log.cleaner.backoff.ms=1000
 log.cleaner.threads=1
 log.cleaner.dedupe.buffer.size=16777216
-",
+{secure}",
             data = data.display()
         )
     }

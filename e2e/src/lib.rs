@@ -18,6 +18,7 @@ mod devtools;
 pub mod flow;
 pub mod http;
 pub mod kafka;
+pub mod kafka_security;
 pub mod nearby;
 pub mod ports;
 pub mod postgres;

@@ -64,7 +64,7 @@ fn documents_name_targets_that_the_makefile_has() {
     let makefile = read("Makefile");
     let rules = makefile.lines().filter_map(|line| line.split_once(':')).map(|(target, _)| target);
     let targets: BTreeSet<&str> = rules.filter(|target| is_target(target)).collect();
-    for document in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"] {
+    for document in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "docs/operators.md"] {
         for named in make_targets(&read(document)) {
             assert!(
                 targets.contains(named.as_str()),
@@ -85,6 +85,32 @@ fn nothing_is_left_undone_or_switched_off() {
             assert!(line.is_none(), "{path}:{}: {forbidden} has no place in a commit", line.unwrap_or(0) + 1);
         }
     }
+}
+
+#[test]
+fn operators_know_every_metric_and_no_other() {
+    let documented = documented_metrics(&read("docs/operators.md"));
+    let production = |path: &String| extension(path) == "rs" && path.contains("/src/") && !path.starts_with("e2e/");
+    let counted: BTreeSet<String> =
+        sources().iter().filter(|path| production(path)).flat_map(|path| metrics(&read(path))).collect();
+    assert!(counted.contains("nearby_dead_letters_total"), "these are not the metrics: {counted:?}");
+    let undocumented: Vec<_> = counted.difference(&documented).collect();
+    assert!(undocumented.is_empty(), "docs/operators.md does not tell what these metrics mean: {undocumented:?}");
+    let gone: Vec<_> = documented.difference(&counted).collect();
+    assert!(gone.is_empty(), "docs/operators.md tells of metrics that nothing counts: {gone:?}");
+}
+
+#[test]
+fn metrics_are_found_however_they_are_written() {
+    let source = "metrics::counter!(\"nearby_a_total\", \"x\" => 1)\n gauge!(\n  \"nearby_b\",\n) histogram!(NAME) // \"nearby_c\"";
+    assert_eq!(
+        metrics(source),
+        ["", "nearby_a_total", "nearby_b"].map(str::to_owned).into(),
+        "a name that is not there shows"
+    );
+    let document =
+        "| `nearby_a_total` | nearby_no |\nnear `nearby_no`\n<!--\n| `nearby_no` |\n-->\n| `nearby_b` | counter |";
+    assert_eq!(documented_metrics(document), ["nearby_a_total", "nearby_b"].map(str::to_owned).into());
 }
 
 #[test]
@@ -175,4 +201,26 @@ fn make_targets(text: &str) -> BTreeSet<String> {
     let commands = spans(text).into_iter().chain(code).filter_map(|command| command.strip_prefix("make "));
     let words = commands.flat_map(|words| words.split_whitespace().take_while(|word| is_target(word)));
     words.map(str::to_owned).collect()
+}
+
+/// Names of the metrics that a source counts; an empty one where the name is not written out.
+fn metrics(source: &str) -> BTreeSet<String> {
+    let after = |kind: &str| -> Vec<String> {
+        let begin = format!("{kind}!(");
+        let calls = source.split(&begin).skip(1).map(str::trim_start);
+        calls
+            .map(|call| call.strip_prefix('"').and_then(|name| name.split('"').next()).unwrap_or("").to_owned())
+            .collect()
+    };
+    ["counter", "gauge", "histogram"].into_iter().flat_map(after).collect()
+}
+
+/// Names that begin a row of a table, outside comments.
+fn documented_metrics(document: &str) -> BTreeSet<String> {
+    let visible = document.split("<!--").enumerate().map(|(index, part)| match index {
+        0 => part,
+        _ => part.split_once("-->").map_or("", |(_, visible)| visible),
+    });
+    let rows = visible.flat_map(str::lines).filter_map(|line| line.strip_prefix("| `nearby_"));
+    rows.filter_map(|row| row.split_once('`')).map(|(name, _)| format!("nearby_{name}")).collect()
 }

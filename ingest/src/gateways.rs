@@ -149,6 +149,10 @@ impl Gateways {
             return Ok(());
         };
         let heartbeat = codec.decode(value).map_err(|error| error.to_string())?;
+        // Compaction goes by the key: a heartbeat under another's would never be removed.
+        if record.key() != Some(heartbeat.gateway.as_str().as_bytes()) {
+            return Err("the key is not the gateway of the heartbeat".to_owned());
+        }
         let appended_at = record.appended_at().unwrap_or_else(TimestampMs::now);
         let local_ms = self.local_ms();
         self.lock().heard(heartbeat, appended_at, local_ms);

@@ -8,7 +8,7 @@ use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{KafkaSettings, RegistrySettings, TopicSettings};
+use nearby_service::settings::{ClientSettings, KafkaSettings, RegistrySettings, TopicSettings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -34,6 +34,8 @@ pub struct LoadSettings {
     names: TopicSettings,
     #[command(flatten)]
     registry: RegistrySettings,
+    #[command(flatten)]
+    client: ClientSettings,
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
@@ -52,8 +54,8 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
     }
     match settings.brokers {
         Some(brokers) => {
-            let registry = settings.registry;
-            let from = KafkaSettings { brokers, names: settings.names, registry: registry.clone() };
+            let (registry, client) = (settings.registry, settings.client);
+            let from = KafkaSettings { brokers, names: settings.names, registry: registry.clone(), client };
             let mut kafka = Kafka::from_settings(&from);
             wiring::connect_registry(&mut kafka, &registry, &[RecordType::FriendList], &Readiness::default()).await?;
             write(&kafka, &lists).await?;

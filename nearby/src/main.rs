@@ -16,6 +16,7 @@ mod wiring;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use nearby_service::kafka::ClusterError;
 use std::process::ExitCode;
 
 /// A setting is wrong: the person who started us has to change it.
@@ -86,5 +87,6 @@ fn raise_file_limit() {
 /// One line, with the whole chain of reasons.
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("nearby: {error:#}");
-    ExitCode::from(if error.is::<BadSetting>() { 2 } else { 1 })
+    let no_client = matches!(error.downcast_ref(), Some(ClusterError::Settings(_)));
+    ExitCode::from(if no_client || error.is::<BadSetting>() { 2 } else { 1 })
 }

@@ -19,7 +19,8 @@ use nearby_service::health::Readiness;
 use nearby_service::http::operations;
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::{
-    AuthSettings, EdgeSettings, KafkaSettings, RegistrySettings, RuleSettings, TopicSettings, public_url,
+    AuthSettings, ClientSettings, EdgeSettings, KafkaSettings, RegistrySettings, RuleSettings, TopicSettings,
+    public_url,
 };
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::{Database, SinkSettings};
@@ -56,6 +57,8 @@ pub struct RunSettings {
     names: TopicSettings,
     #[command(flatten)]
     registry: RegistrySettings,
+    #[command(flatten)]
+    client: ClientSettings,
     /// Partitions of topics that have to be created
     #[arg(long, env = "NEARBY_PARTITIONS", default_value_t = PARTITIONS_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=10_000))]
     partitions: i32,
@@ -270,8 +273,12 @@ async fn kafka(settings: &RunSettings) -> anyhow::Result<KafkaPart> {
         embedded.create_topics(&access.topics.standing(settings.partitions))?;
         return Ok(KafkaPart { access, embedded: Some(embedded) });
     };
-    let access =
-        Kafka::from_settings(&KafkaSettings { brokers: brokers.clone(), names, registry: RegistrySettings::default() });
+    let access = Kafka::from_settings(&KafkaSettings {
+        brokers: brokers.clone(),
+        names,
+        registry: RegistrySettings::default(),
+        client: settings.client.clone(),
+    });
     wiring::check_broker(&access).await?;
     for (topic, new) in access.create_standing_topics(settings.partitions).await? {
         if new {

@@ -117,6 +117,7 @@ mod tests {
             prefix: String::new(),
             embedded: true,
             codecs: Codecs::default(),
+            properties: Default::default(),
         };
         let outbox = Outbox::new(&kafka).expect("a producer");
         let send = || {

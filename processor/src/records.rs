@@ -71,6 +71,8 @@ impl Decoders {
         let (viewer, friends) = match raw.value {
             Some(_) => {
                 let list = decode(&self.lists, raw.value)?;
+                // Compaction goes by the key: this record would replace another's, and no tombstone would remove it.
+                has_key(raw.key, &list.user_id.to_string(), "the user of the list")?;
                 (list.user_id, Some(list.friends))
             }
             None => {
@@ -90,6 +92,7 @@ impl Decoders {
         let (user, gateway, ask) = match raw.value {
             Some(_) => {
                 let session = decode(&self.sessions, raw.value)?;
+                has_key(raw.key, &Session::key(session.user_id, &session.gateway), "that of the session")?;
                 (session.user_id, session.gateway, Some(session.ask))
             }
             None => {
@@ -112,6 +115,7 @@ impl Decoders {
             return Ok((key.ok_or("a tombstone whose key is no gateway")?, None));
         }
         let heartbeat = decode(&self.heartbeats, raw.value)?;
+        has_key(raw.key, heartbeat.gateway.as_str(), "the gateway of the heartbeat")?;
         Ok((heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
     }
 
@@ -124,6 +128,10 @@ impl Decoders {
 
 fn decode<R: Record>(codec: &Codec<R>, value: Option<&[u8]>) -> Result<R, String> {
     value.ok_or(DecodeError::NotSingleObject).and_then(|value| codec.decode(value)).map_err(|error| error.to_string())
+}
+
+fn has_key(key: Option<&[u8]>, wanted: &str, what: &str) -> Result<(), String> {
+    if text(key) == Some(wanted) { Ok(()) } else { Err(format!("the key is not {what}")) }
 }
 
 fn text(key: Option<&[u8]>) -> Option<&str> {

@@ -228,6 +228,7 @@ mod tests {
             prefix: String::new(),
             embedded: true,
             codecs: Codecs::default(),
+            properties: Default::default(),
         };
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");

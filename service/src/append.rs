@@ -216,6 +216,7 @@ mod tests {
             prefix: String::new(),
             embedded: true,
             codecs: Codecs::default(),
+            properties: Default::default(),
         };
         let appender = Appender::new(&kafka).expect("a producer");
         let append = || appender.append_one(Outgoing { topic: "t".to_owned(), ..Outgoing::default() });

@@ -4,8 +4,11 @@ use crate::append::{Acknowledged, Appender, Outgoing};
 use crate::consume::Record;
 use rdkafka::message::{Header, OwnedHeaders};
 
-/// A value that would not fit into a record together with the headers is left out; its origin says where it still is.
-const VALUE_BYTES_MAX: usize = 900_000;
+/// What would not fit into a record together with the headers is left out; its origin says where it still is.
+const VALUE_BYTES_MAX: usize = 800_000;
+const KEY_BYTES_MAX: usize = 100_000;
+/// A reason may quote the record.
+const REASON_BYTES_MAX: usize = 500;
 
 /// A record that nobody could use, and where it is.
 #[derive(Clone, Copy, Debug)]
@@ -31,26 +34,26 @@ impl<'a> From<&Record<'a>> for Original<'a> {
 
 /// The original record and why it was refused, ready to be appended.
 pub fn dead_letter(topic: String, record: Original<'_>, reason: &str) -> Outgoing {
-    let value = record.value;
-    let fits = value.is_none_or(|value| value.len() <= VALUE_BYTES_MAX);
-    let omitted = value.filter(|_| !fits).map(|value| format!("{reason} (value of {} bytes left out)", value.len()));
-    let reason = omitted.as_deref().unwrap_or(reason);
+    let mut reason = reason[..reason.floor_char_boundary(REASON_BYTES_MAX)].to_owned();
+    let mut kept = |what, bytes: Option<&[u8]>, bytes_max| {
+        let length = bytes.map_or(0, <[u8]>::len);
+        if length > bytes_max {
+            reason.push_str(&format!(" ({what} of {length} bytes left out)"));
+        }
+        bytes.filter(|_| length <= bytes_max).map(<[u8]>::to_vec)
+    };
+    let key = kept("key", record.key, KEY_BYTES_MAX);
+    let value = kept("value", record.value, VALUE_BYTES_MAX);
     let headers = [
         ("topic", record.topic.to_owned()),
         ("partition", record.partition.to_string()),
         ("offset", record.offset.to_string()),
-        ("reason", reason.to_owned()),
+        ("reason", reason),
     ];
     let headers = headers
         .iter()
         .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
-    Outgoing {
-        topic,
-        partition: None,
-        key: record.key.map(<[u8]>::to_vec),
-        value: value.filter(|_| fits).map(<[u8]>::to_vec),
-        headers: Some(headers),
-    }
+    Outgoing { topic, partition: None, key, value, headers: Some(headers) }
 }
 
 /// Counts, logs and appends a dead letter; the future ends when it is acknowledged.

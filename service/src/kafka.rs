@@ -1,12 +1,13 @@
 //! Access to Kafka: client configurations, topics, reachability.
 
+use crate::client_properties::ClientProperties;
 use crate::health::Readiness;
+use crate::probe::Probe;
 use crate::{Stop, settings::KafkaSettings};
 use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::{TopicSpec, Topics};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Kafka {
     pub embedded: bool,
     /// How records are written and read.
     pub codecs: Codecs,
+    /// For every client.
+    pub properties: ClientProperties,
 }
 
 /// The cluster cannot be used as it is.
@@ -48,6 +51,9 @@ pub enum ClusterError {
         /// What the client said.
         reason: String,
     },
+    /// What was set for the clients does not make one.
+    #[error("no Kafka client can be made of these settings: {0}")]
+    Settings(String),
     /// A topic is not there.
     #[error("the topics {} are missing at {brokers}: create them with `nearby topics create --brokers {brokers}{}`", .names.join(", "), prefix_flag(.prefix))]
     MissingTopics {
@@ -82,13 +88,9 @@ impl Kafka {
     /// From the settings; connects to nothing yet, not even to a schema registry.
     pub fn from_settings(settings: &KafkaSettings) -> Kafka {
         let prefix = settings.names.topic_prefix.clone();
-        Kafka {
-            brokers: settings.brokers.clone(),
-            topics: Topics::new(prefix.clone()),
-            prefix,
-            embedded: false,
-            codecs: Codecs::default(),
-        }
+        let properties = ClientProperties::joined(&settings.client.properties);
+        let (brokers, topics) = (settings.brokers.clone(), Topics::new(prefix.clone()));
+        Kafka { brokers, topics, prefix, embedded: false, codecs: Codecs::default(), properties }
     }
 
     /// What every client has in common.
@@ -99,6 +101,7 @@ impl Kafka {
         // A gateway's topic that was deleted must not come back because somebody still writes to it.
         config.set("allow.auto.create.topics", "false");
         config.set("reconnect.backoff.max.ms", "2000");
+        self.properties.apply(&mut config);
         config
     }
 
@@ -149,7 +152,7 @@ impl Kafka {
     /// # Errors
     /// [`ClusterError::Unreachable`].
     pub fn check_reachable(&self) -> Result<(), ClusterError> {
-        self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map(drop).map_err(|source| self.unreachable(&source))
+        self.probe()?.metadata(None).map(drop).map_err(|reason| self.unreachable(&reason))
     }
 
     /// Partitions of the topics that are partitioned by user; fails when a standing topic is missing. Blocks.
@@ -157,8 +160,7 @@ impl Kafka {
     /// # Errors
     /// [`ClusterError::Unreachable`], [`ClusterError::MissingTopics`].
     pub fn check_topics(&self) -> Result<i32, ClusterError> {
-        let metadata =
-            self.probe()?.fetch_metadata(None, REQUEST_TIMEOUT).map_err(|source| self.unreachable(&source))?;
+        let metadata = self.probe()?.metadata(None).map_err(|reason| self.unreachable(&reason))?;
         let partitions = |name: &str| {
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             topic.map(|topic| topic.partitions().len()).filter(|count| *count > 0)
@@ -247,9 +249,7 @@ impl Kafka {
     /// # Errors
     /// When the cluster cannot be reached.
     pub async fn topic_differences(&self, topic: &TopicSpec) -> Result<Vec<String>, ClusterError> {
-        let probe = self.probe()?;
-        let metadata =
-            probe.fetch_metadata(Some(&topic.name), REQUEST_TIMEOUT).map_err(|source| self.unreachable(&source))?;
+        let metadata = self.probe()?.metadata(Some(&topic.name)).map_err(|reason| self.unreachable(&reason))?;
         let count = metadata.topics().first().map_or(0, |found| found.partitions().len());
         if count == 0 {
             return Ok(vec![format!("{}: missing", topic.name)]);
@@ -286,10 +286,10 @@ impl Kafka {
             let mut interval = tokio::time::interval(WATCH_INTERVAL);
             while stop.run_until_cancelled(interval.tick()).await.is_some() {
                 let asked = Arc::clone(&probe);
-                let asking = tokio::task::spawn_blocking(move || asked.fetch_metadata(None, REQUEST_TIMEOUT).map(drop));
+                let asking = tokio::task::spawn_blocking(move || asked.metadata(None).map(drop));
                 match asking.await {
                     Ok(Ok(())) => readiness.ready("kafka"),
-                    Ok(Err(because)) => readiness.not_ready("kafka", because.to_string()),
+                    Ok(Err(because)) => readiness.not_ready("kafka", because),
                     Err(because) => readiness.not_ready("kafka", because.to_string()),
                 }
             }
@@ -297,27 +297,33 @@ impl Kafka {
     }
 
     fn admin(&self) -> Result<AdminClient<Silent>, ClusterError> {
-        self.config().create_with_context(Silent).map_err(|source| self.unreachable(&source))
+        self.config().create_with_context(Silent).map_err(|error| settings_error(&error))
     }
 
-    fn probe(&self) -> Result<BaseConsumer<Silent>, ClusterError> {
-        self.reader_config().create_with_context(Silent).map_err(|source| self.unreachable(&source))
+    fn probe(&self) -> Result<Probe, ClusterError> {
+        Probe::new(&self.reader_config()).map_err(|error| settings_error(&error))
     }
 
-    fn unreachable(&self, source: &KafkaError) -> ClusterError {
-        ClusterError::Unreachable { brokers: self.brokers.clone(), reason: source.to_string() }
+    fn unreachable(&self, reason: &impl ToString) -> ClusterError {
+        ClusterError::Unreachable { brokers: self.brokers.clone(), reason: reason.to_string() }
     }
 }
 
-/// What a probe finds out it returns; the client's own lines beside that would only repeat it.
+/// A wrong value is told by its key alone: it may be a secret.
+fn settings_error(error: &KafkaError) -> ClusterError {
+    ClusterError::Settings(match error {
+        KafkaError::ClientConfig(_, _, key, _) => format!("{key} has a value that librdkafka does not take"),
+        other => other.to_string(),
+    })
+}
+
+/// What an admin client finds out it returns; its own lines beside that would only repeat it.
 struct Silent;
 
 impl ClientContext for Silent {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
     fn error(&self, _: KafkaError, _: &str) {}
 }
-
-impl ConsumerContext for Silent {}
 
 fn admin_options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT)).operation_timeout(Some(REQUEST_TIMEOUT))

@@ -5,6 +5,7 @@
 
 pub mod append;
 pub mod auth;
+pub mod client_properties;
 pub mod consume;
 pub mod dead_letters;
 pub mod health;
@@ -13,6 +14,7 @@ pub mod kafka;
 pub mod logs;
 pub mod membership;
 pub mod metrics;
+pub mod probe;
 pub mod problem;
 mod progress;
 pub mod reader;

@@ -30,8 +30,8 @@ impl Log {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic(TOPIC, 2, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let (topics, codecs) = (Topics::new(""), Codecs::default());
-        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs, embedded: true };
+        let (topics, codecs, properties) = (Topics::new(""), Codecs::default(), Default::default());
+        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs, embedded: true, properties };
         let (sender, heard) = mpsc::channel();
         let stop = Stop::new();
         let handle = move |read: Read<'_>| {

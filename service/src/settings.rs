@@ -1,5 +1,6 @@
 //! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
 
+use crate::client_properties::{ClientProperties, PropertiesParser};
 use crate::registry::RegistryUrl;
 use clap::builder::TypedValueParser;
 use std::net::SocketAddr;
@@ -17,6 +18,9 @@ pub struct KafkaSettings {
     #[command(flatten)]
     #[allow(missing_docs, reason = "as above")]
     pub registry: RegistrySettings,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "as above")]
+    pub client: ClientSettings,
 }
 
 /// Which wire format records have.
@@ -25,6 +29,16 @@ pub struct RegistrySettings {
     /// Schema registry, http[s]://[USER:PASSWORD@]HOST[:PORT]: records are then written in Confluent's wire format; both formats are read
     #[arg(long, env = "NEARBY_SCHEMA_REGISTRY_URL", hide_env_values = true, value_name = "URL", value_parser = clap::builder::StringValueParser::new().map(RegistryUrl::from))]
     pub schema_registry_url: Option<RegistryUrl>,
+}
+
+/// What every Kafka client needs besides the brokers' addresses.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ClientSettings {
+    /// Property of every Kafka client by librdkafka's name, such as security.protocol=SASL_SSL; may be given several times.
+    /// The variable has one a line: a value may hold anything but a line break. Passwords belong into the variable: others
+    /// on the machine can read flags
+    #[arg(long = "kafka-property", env = "NEARBY_KAFKA_PROPERTIES", hide_env_values = true, value_name = "KEY=VALUE", requires = "brokers", value_parser = PropertiesParser)]
+    pub properties: Vec<ClientProperties>,
 }
 
 /// How topics are called.

@@ -61,6 +61,7 @@ impl World {
             prefix: String::new(),
             embedded: true,
             codecs: Codecs::default(),
+            properties: Default::default(),
         };
         World::over(kafka, Cluster::Mock { _cluster: cluster }).await
     }
@@ -69,7 +70,8 @@ impl World {
     async fn with_real_broker() -> World {
         let broker = Broker::start().expect("Kafka starts");
         let (topics, prefix) = (Topics::default(), String::new());
-        let kafka = Kafka { brokers: broker.bootstrap(), topics, prefix, embedded: false, codecs: Codecs::default() };
+        let (brokers, codecs, properties) = (broker.bootstrap(), Codecs::default(), Default::default());
+        let kafka = Kafka { brokers, topics, prefix, embedded: false, codecs, properties };
         for topic in kafka.topics.standing(PARTITIONS) {
             kafka.create_topic(&topic).await.expect("a topic");
         }

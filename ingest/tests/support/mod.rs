@@ -88,7 +88,8 @@ impl World {
             mock.create_topic(&topic.name, topic.partitions, 1).expect("creates topic");
         }
         let brokers = mock.bootstrap_servers();
-        let kafka = Kafka { brokers, topics, prefix: "t.".to_owned(), embedded: true, codecs: Codecs::default() };
+        let (prefix, codecs, properties) = ("t.".to_owned(), Codecs::default(), Default::default());
+        let kafka = Kafka { brokers, topics, prefix, embedded: true, codecs, properties };
         let tokens = Tokens::from_secret(SECRET).expect("long enough");
         let number = |number| NonZeroU32::new(number).expect("not zero");
         // One a second, so that a slow machine does not refill a bucket between two requests.

@@ -36,6 +36,7 @@ impl EmbeddedKafka {
             prefix: prefix.to_owned(),
             embedded: true,
             codecs: Codecs::default(),
+            properties: Default::default(),
         }
     }
 }
