@@ -13,13 +13,17 @@
 //! Nothing is skipped: where a program or a jar is missing, the error names `make test`, which installs it.
 
 pub mod chromium;
+pub mod cluster;
+pub mod crowd;
 mod devtools;
 pub mod flow;
 pub mod http;
 pub mod kafka;
+pub mod log;
 pub mod nearby;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 mod tools;
+pub mod world;
 pub mod ws;
