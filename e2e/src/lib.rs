@@ -14,11 +14,14 @@
 //! Nothing is skipped: where a program or a jar is missing, the error names `make test`, which installs it.
 
 pub mod chromium;
+pub mod cluster;
+pub mod crowd;
 mod devtools;
 pub mod flow;
 pub mod http;
 pub mod kafka;
 pub mod kafka_security;
+pub mod log;
 pub mod nearby;
 pub mod ports;
 pub mod postgres;
@@ -27,4 +30,5 @@ pub mod programs;
 pub mod records;
 pub mod schema_registry;
 mod tools;
+pub mod world;
 pub mod ws;

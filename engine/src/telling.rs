@@ -24,24 +24,29 @@ impl Engine {
         });
     }
 
-    /// R4: a viewer's own place has changed; friends who come near or are no longer so are told to it.
+    /// R4: a viewer's own place has changed: who is no longer near, where the viewer is, who comes near. In this order, because
+    /// a gateway may send to the client between any two notices: were the place first, everybody shown would get a new
+    /// distance, and those who are about to leave would be shown for a moment farther away than anybody may be.
     pub(crate) fn tell_viewer(&self, viewer: Slot, circles: &Circles, out: &mut Vec<Notice>) {
         if !self.users.connected(viewer) {
             return;
         }
-        let mut reason = LeftReason::OwnLocation;
-        if let Some(circle) = circles.new_circle() {
-            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place: circle.centre() });
-            reason = LeftReason::Distance;
-        }
+        let reason = if circles.new_circle().is_some() { LeftReason::Distance } else { LeftReason::OwnLocation };
+        let mut come = Vec::new();
         circles.each_changed(self.lists.of(viewer), self.users.places(), |friend, place, is_near| {
             if let Some(circle) = circles.new_circle().filter(|_| is_near) {
-                self.tell_near(viewer, friend, circle.distance_dm(place), out);
+                come.push((friend, circle.distance_dm(place)));
             } else {
                 let friend = self.users.id(friend);
                 self.tell(viewer, out, |to| Notice::FriendLeft { to, friend, reason });
             }
         });
+        if let Some(circle) = circles.new_circle() {
+            self.tell(viewer, out, |to| Notice::ViewerMoved { to, place: circle.centre() });
+        }
+        for (friend, distance_dm) in come {
+            self.tell_near(viewer, friend, distance_dm, out);
+        }
     }
 
     /// R11: friends were taken out of the list of a connected viewer, or put in.

@@ -71,8 +71,8 @@ fn r1_the_radius_is_strict_on_both_sides() {
             1 reports 0.0000001,0
                 1@g1 <- viewer moved 0.0000001,0
             1 reports -0.0000003,0
-                1@g1 <- viewer moved -0.0000003,0
                 1@g1 <- 3 left distance
+                1@g1 <- viewer moved -0.0000003,0
         "#]],
     );
 }
@@ -104,9 +104,9 @@ fn r1_poles_and_the_180th_meridian_are_no_borders() {
             3 reports 90,77
                 1@g1 <- 3 moved 3335.9m of 0s
             1 reports 0,179.97
-                1@g1 <- viewer moved 0,179.97
                 1@g1 <- 2 left distance
                 1@g1 <- 3 left distance
+                1@g1 <- viewer moved 0,179.97
             4 reports 0,-179.97
                 1@g1 <- 4 moved 6671.7m of 0s
             1 reports 0,-180
@@ -114,8 +114,8 @@ fn r1_poles_and_the_180th_meridian_are_no_borders() {
             1 reports 0,180
                 1@g1 <- viewer moved 0,180
             1 reports -90,0
-                1@g1 <- viewer moved -90,0
                 1@g1 <- 4 left distance
+                1@g1 <- viewer moved -90,0
         "#]],
     );
 }
@@ -434,8 +434,8 @@ fn r4_the_viewer_moves() {
                 1@g1 <- 2 moved 1112.0m of 1s
                 1@g1 <- 3 moved 4447.8m of 2s
             at 5s 1 reports 0,0.09
-                1@g1 <- viewer moved 0,0.09
                 1@g1 <- 2 left distance
+                1@g1 <- viewer moved 0,0.09
                 1@g1 <- 4 moved 1112.0m of 3s
             at 6s 1 reports 0,0.09
                 1@g1 <- viewer moved 0,0.09

@@ -12,16 +12,20 @@ use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{self, TryRecvError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a member asks whether a successor has come, and polls.
 const POLL: Duration = Duration::from_millis(50);
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Who joins a cooperative group that runs is given nothing at first: the others have to be relieved of their partitions,
+/// and learn of that at their next heartbeats (every 2 s). Only a member with nothing for longer than that has nothing.
+const NOTHING_SO_FAR: Duration = Duration::from_secs(5);
 
 /// What a member learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipEvent {
-    /// The group gave us these partitions.
+    /// The group gave us these partitions; none: it has nothing for us, and that is not only the beginning of a rebalance.
     Gained(Vec<i32>),
     /// The group took these partitions.
     Lost(Vec<i32>),
@@ -48,6 +52,30 @@ pub struct Membership {
 
 struct Member<F> {
     tell: F,
+    /// When the group gave us nothing, unless that has been told or something came after it.
+    nothing_since: Mutex<Option<Instant>>,
+}
+
+impl<F: Fn(MembershipEvent) + Send + Sync> Member<F> {
+    fn gained(&self, partitions: Vec<i32>) {
+        let mut nothing_since = self.nothing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if partitions.is_empty() {
+            *nothing_since = Some(Instant::now());
+            return;
+        }
+        *nothing_since = None;
+        drop(nothing_since);
+        (self.tell)(MembershipEvent::Gained(partitions));
+    }
+
+    fn tell_of_nothing(&self) {
+        let mut nothing_since = self.nothing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if nothing_since.is_some_and(|since| since.elapsed() >= NOTHING_SO_FAR) {
+            *nothing_since = None;
+            drop(nothing_since);
+            (self.tell)(MembershipEvent::Gained(Vec::new()));
+        }
+    }
 }
 
 impl<F: Fn(MembershipEvent) + Send + Sync> ClientContext for Member<F> {}
@@ -59,7 +87,7 @@ impl<F: Fn(MembershipEvent) + Send + Sync> ConsumerContext for Member<F> {
                 if let Err(error) = consumer.pause(partitions) {
                     tracing::warn!(%error, "pausing an owned partition: its records are fetched for nothing");
                 }
-                (self.tell)(MembershipEvent::Gained(numbers(partitions)));
+                self.gained(numbers(partitions));
             }
             Rebalance::Revoke(partitions) => (self.tell)(MembershipEvent::Lost(numbers(partitions))),
             Rebalance::Error(error) => tracing::warn!(%error, "rebalance"),
@@ -83,7 +111,8 @@ impl Membership {
         stop: Stop,
         tell: impl Fn(MembershipEvent) + Send + Sync + 'static,
     ) -> Result<Membership, KafkaError> {
-        let consumer: BaseConsumer<_> = kafka.member_config(group).create_with_context(Member { tell })?;
+        let consumer: BaseConsumer<_> =
+            kafka.member_config(group).create_with_context(Member { tell, nothing_since: Mutex::default() })?;
         consumer.subscribe(&[&topic])?;
         let (requests, inbox) = mpsc::channel();
         let thread = std::thread::Builder::new().name(format!("member of {group}"));
@@ -141,6 +170,7 @@ fn run<F: Fn(MembershipEvent) + Send + Sync>(
         if let Some(Err(error)) = consumer.poll(POLL) {
             tracing::warn!(%error, "group membership");
         }
+        consumer.context().tell_of_nothing();
         loop {
             let request = match inbox.try_recv() {
                 Ok(request) => request,
