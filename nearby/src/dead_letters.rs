@@ -6,6 +6,7 @@ mod redrive;
 use crate::decoded::text_or_bytes;
 use crate::log::{Log, LogError, Merged};
 use crate::moments::moment;
+use crate::tail::wrote;
 use crate::wiring;
 use anyhow::Context;
 use letters::{Letter, Letters, Origin, Selection, found};
@@ -14,6 +15,7 @@ use nearby_service::kafka::Kafka;
 use nearby_service::settings::KafkaSettings;
 use serde::Serialize;
 use serde_json::Value;
+use std::io::{BufWriter, Write};
 
 /// What to do about dead letters.
 #[derive(clap::Subcommand)]
@@ -81,10 +83,13 @@ async fn list(settings: ListSettings) -> anyhow::Result<()> {
     let asked = kafka.clone();
     let letters = tokio::task::spawn_blocking(move || read(&Log::open(&asked)?, &asked));
     let letters = letters.await.context("reading the dead letters")??;
+    let mut out = BufWriter::new(std::io::stdout().lock());
     for letter in letters.letters.iter().filter(|letter| selection.wants(letter)) {
-        println!("{}", line(letter, &letters)?);
+        if wrote(writeln!(out, "{}", line(letter, &letters)?))?.is_none() {
+            return Ok(());
+        }
     }
-    Ok(())
+    wrote(out.flush()).map(drop)
 }
 
 fn line(letter: &Letter, letters: &Letters) -> anyhow::Result<String> {

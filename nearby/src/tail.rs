@@ -128,7 +128,7 @@ fn follow(settings: &TailSettings, kafka: &Kafka, stop: &Stop) -> anyhow::Result
 }
 
 /// None when whoever read has seen enough, as `head` does.
-fn wrote(result: std::io::Result<()>) -> anyhow::Result<Option<()>> {
+pub fn wrote(result: std::io::Result<()>) -> anyhow::Result<Option<()>> {
     match result {
         Ok(()) => Ok(Some(())),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(None),
@@ -137,7 +137,7 @@ fn wrote(result: std::io::Result<()>) -> anyhow::Result<Option<()>> {
 }
 
 /// The topic that is meant: with this deployment's prefix, or as it is written.
-pub fn find_topic(log: &Log, kafka: &Kafka, wanted: &str) -> anyhow::Result<String> {
+fn find_topic(log: &Log, kafka: &Kafka, wanted: &str) -> anyhow::Result<String> {
     let topics = log.topics()?;
     let prefixed = format!("{}{wanted}", kafka.prefix);
     for name in [&prefixed, wanted] {

@@ -98,8 +98,9 @@ pub fn mark(origin: &Origin, now_at: &Origin) -> OwnedHeaders {
 #[derive(Debug, Default)]
 pub struct Letters {
     pub letters: Vec<Letter>,
-    /// Where records of these origins are now.
+    /// Where records of these origins are now, and the reverse.
     marks: BTreeMap<Origin, Origin>,
+    redriven: BTreeMap<Origin, Origin>,
 }
 
 impl Letters {
@@ -107,7 +108,10 @@ impl Letters {
     pub fn take(&mut self, found: Found) {
         match found {
             Found::Letter(letter) => self.letters.push(letter),
-            Found::Mark(origin, now_at) => drop(self.marks.insert(origin, now_at)),
+            Found::Mark(origin, now_at) => {
+                self.redriven.insert(now_at.clone(), origin.clone());
+                self.marks.insert(origin, now_at);
+            }
         }
     }
 
@@ -118,8 +122,7 @@ impl Letters {
 
     /// The letter that became this one, by being redriven without success.
     pub fn came_back_from(&self, letter: &Letter) -> Option<&Origin> {
-        let origin = letter.origin.as_ref()?;
-        self.marks.iter().find(|(_, now_at)| *now_at == origin).map(|(from, _)| from)
+        self.redriven.get(letter.origin.as_ref()?)
     }
 
     /// What to do about the letters that are wanted, in their order.

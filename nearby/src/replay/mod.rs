@@ -25,6 +25,7 @@ use output::{FileOutput, Output, TopicOutput};
 use progress::Progress;
 use std::path::PathBuf;
 use std::time::Instant;
+use tracing::subscriber::NoSubscriber;
 
 /// Settings of `nearby replay`.
 #[derive(clap::Args)]
@@ -131,34 +132,34 @@ fn run(settings: &ReplaySettings, kafka: &Kafka, range: Range, runtime: &tokio::
     let (mut records, total) = input::read(&log, kafka, &found.spans, &viewers, &decoders)?;
     let mut course = Course::new(rules, partitions, range.from, viewers);
     let (mut progress, mut undecodable, mut first) = (Progress::new(total)?, 0_u64, None);
-    while let Some(record) = records.next()? {
-        if record.time >= range.to {
-            break;
-        }
-        progress.record(record.time);
-        match record.what {
-            Ok(input) => course.take(record.time, input),
-            Err(because) => {
-                undecodable += 1;
-                first.get_or_insert(because);
+    // The decider's log is that of a processor that serves viewers, which nobody does here.
+    tracing::subscriber::with_default(NoSubscriber::default(), || -> anyhow::Result<()> {
+        while let Some(record) = records.next()? {
+            if record.time >= range.to {
+                break;
             }
+            progress.record(record.time);
+            match record.what {
+                Ok(input) => course.take(record.time, input),
+                Err(because) => {
+                    undecodable += 1;
+                    first.get_or_insert(because);
+                }
+            }
+            course.told().try_for_each(|told| output.take(told))?;
         }
+        course.end(range.to);
         course.told().try_for_each(|told| output.take(told))?;
-    }
-    course.end(range.to);
-    course.told().try_for_each(|told| output.take(told))?;
+        Ok(())
+    })?;
     progress.finish();
     if let Some(first) = first {
         eprintln!(
             "nearby: {undecodable} undecodable records were passed over, as a processor does; the first: {first}"
         );
     }
-    println!(
-        "{} reports replayed in {:.1} s into {}",
-        found.reports,
-        started_at.elapsed().as_secs_f64(),
-        output.finish()?
-    );
+    let place = output.finish()?;
+    println!("{} reports replayed in {:.1} s into {place}", found.reports, started_at.elapsed().as_secs_f64());
     Ok(())
 }
 
