@@ -172,6 +172,29 @@ impl Drop for Nearby {
     }
 }
 
+/// A command that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// None after a signal.
+    pub code: Option<i32>,
+    /// All of standard output.
+    pub stdout: String,
+    /// All of standard error.
+    pub stderr: String,
+}
+
+/// Runs a command of `nearby` that ends by itself, with these settings alone.
+pub fn run(args: &[&str], envs: &[(&str, &str)]) -> anyhow::Result<Ended> {
+    let mut command = Command::new(tools::nearby()?);
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("NEARBY_")) {
+        command.env_remove(key);
+    }
+    let output = command.args(args).envs(envs.iter().copied()).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("run nearby {}", args.join(" ")))?;
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Ended { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) })
+}
+
 /// A token out of `nearby token`.
 pub fn token(secret: &str, user: i64, scopes: &str) -> anyhow::Result<String> {
     token_with(secret, &["--user", &user.to_string(), "--scope", scopes])

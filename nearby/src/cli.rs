@@ -1,6 +1,6 @@
 //! The command line. Every setting is a flag and an environment variable `NEARBY_…`.
 
-use crate::{embedded, friends, run, services, simulate, token, topics};
+use crate::{dead_letters, embedded, friends, replay, run, services, simulate, tail, token, topics};
 use clap::{Parser, Subcommand};
 
 /// Shows people which friends are within 8 km, as they move.
@@ -23,12 +23,19 @@ pub enum Command {
     Pusher(services::PusherCommand),
     /// Writes history to Postgres
     Sink(services::SinkCommand),
-    /// Create or check the Kafka topics
+    /// Create, check or clean the Kafka topics
     #[command(subcommand)]
     Topics(topics::TopicsCommand),
     /// Load friend lists
     #[command(subcommand)]
     Friends(friends::FriendsCommand),
+    /// Print the records of a topic, decoded, as lines of JSON
+    Tail(tail::TailSettings),
+    /// Run the engine again over a recorded range of the log, or compare two such runs
+    Replay(Box<replay::ReplaySettings>),
+    /// What nobody could use: list it, or write it back
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Simulated clients over the public API: walkers, or recorded check-ins
     Simulate(simulate::SimulateSettings),
     /// Print a token

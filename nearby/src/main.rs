@@ -4,12 +4,18 @@
 //! database that cannot be reached.
 
 mod cli;
+mod dead_letters;
+mod decoded;
 mod embedded;
 mod friends;
+mod log;
+mod moments;
 mod page;
+mod replay;
 mod run;
 mod services;
 mod simulate;
+mod tail;
 mod token;
 mod topics;
 mod wiring;
@@ -59,6 +65,9 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Sink(settings) => services::sink(settings).await,
         Command::Topics(command) => topics::topics(command).await,
         Command::Friends(command) => friends::friends(command).await,
+        Command::Replay(settings) => replay::replay(*settings).await,
+        Command::Tail(settings) => tail::tail(settings).await,
+        Command::DeadLetters(command) => dead_letters::dead_letters(command).await,
         Command::Simulate(settings) => simulate::simulate(settings).await,
         Command::Token(settings) => token::token(&settings),
         Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,

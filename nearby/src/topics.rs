@@ -1,4 +1,6 @@
-//! `nearby topics create|check`.
+//! `nearby topics create|check|clean`.
+
+mod clean;
 
 use anyhow::bail;
 use nearby_schemas::topics::{PARTITIONS_DEFAULT, TopicSpec};
@@ -12,6 +14,8 @@ pub enum TopicsCommand {
     Create(TopicsSettings),
     /// Name every difference between the topics and what they have to be; exit code 1 if there is one
     Check(TopicsSettings),
+    /// Remove the topics of gateways that were lost a day ago, and name each
+    Clean(clean::CleanSettings),
 }
 
 /// Settings of `nearby topics`.
@@ -58,5 +62,6 @@ pub async fn topics(command: TopicsCommand) -> anyhow::Result<()> {
             println!("{} topics are as they have to be", specs.len());
             Ok(())
         }
+        TopicsCommand::Clean(settings) => clean::clean(settings).await,
     }
 }

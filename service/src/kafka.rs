@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,8 +75,8 @@ pub enum ClusterError {
         /// Topics with their numbers of partitions.
         counts: String,
     },
-    /// Creating a topic was refused.
-    #[error("topic {name} cannot be created: {reason}")]
+    /// The broker refused to create, delete or describe a topic.
+    #[error("topic {name}: the broker refuses: {reason}")]
     Refused {
         /// Which.
         name: String,
@@ -258,20 +259,32 @@ impl Kafka {
         if i32::try_from(count) != Ok(topic.partitions) {
             differences.push(format!("{}: {count} partitions, expected {}", topic.name, topic.partitions));
         }
-        let resource = ResourceSpecifier::Topic(&topic.name);
-        let results = self.admin()?.describe_configs([&resource], &admin_options()).await;
-        for found in results.map_err(|source| self.unreachable(&source))? {
-            let found = found
-                .map_err(|reason| ClusterError::Refused { name: topic.name.clone(), reason: reason.to_string() })?;
-            for (key, expected) in &topic.settings {
-                let value = found.entry_map().get(*key).and_then(|entry| entry.value.clone());
-                if value.as_deref() != Some(expected) {
-                    let value = value.unwrap_or_else(|| "nothing".to_owned());
-                    differences.push(format!("{}: {key} is {value}, expected {expected}", topic.name));
-                }
+        let settings = self.topic_settings(&topic.name).await?;
+        for (key, expected) in &topic.settings {
+            let value = settings.get(*key);
+            if value != Some(expected) {
+                let value = value.map_or("nothing", String::as_str);
+                differences.push(format!("{}: {key} is {value}, expected {expected}", topic.name));
             }
         }
         Ok(differences)
+    }
+
+    /// All settings of a topic as they are, defaults included, by Kafka's names.
+    ///
+    /// # Errors
+    /// When there is no such topic, or the cluster cannot be reached.
+    pub async fn topic_settings(&self, name: &str) -> Result<BTreeMap<String, String>, ClusterError> {
+        let resource = ResourceSpecifier::Topic(name);
+        let results = self.admin()?.describe_configs([&resource], &admin_options()).await;
+        let mut settings = BTreeMap::new();
+        for found in results.map_err(|source| self.unreachable(&source))? {
+            let refused =
+                |reason: RDKafkaErrorCode| ClusterError::Refused { name: name.to_owned(), reason: reason.to_string() };
+            let entries = found.map_err(refused)?.entries.into_iter();
+            settings.extend(entries.filter_map(|entry| Some((entry.name, entry.value?))));
+        }
+        Ok(settings)
     }
 
     /// Looks after the broker for as long as the process runs and keeps the readiness of "kafka".
