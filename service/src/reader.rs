@@ -22,6 +22,8 @@ const QUIET_WAIT: Duration = Duration::from_millis(20);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it measures how far behind it is, and looks for partitions that have fallen silent.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it says how much there is still to be read.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a reader comes upon.
 pub enum Read<'a> {
@@ -207,6 +209,7 @@ impl Reading {
         let mut unanswered: Vec<(Vec<(i32, Start)>, u64)> = Vec::new();
         let mut ask_at = Instant::now();
         let mut look_at = Instant::now() + LOOK_INTERVAL;
+        let mut tell_at = Instant::now() + TELL_INTERVAL;
         while !stop.is_cancelled() {
             loop {
                 match inbox.try_recv() {
@@ -239,6 +242,13 @@ impl Reading {
                 look_at = Instant::now() + LOOK_INTERVAL;
                 self.look_after_silent();
                 self.measure();
+            }
+            if Instant::now() >= tell_at {
+                tell_at = Instant::now() + TELL_INTERVAL;
+                let remaining = self.progress.remaining();
+                if remaining > 0 {
+                    tracing::info!(topic = self.measured_as, remaining, "reading what was there at the start");
+                }
             }
         }
     }
