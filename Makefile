@@ -8,7 +8,7 @@ RECORDED ?= ../shared/data/gowalla-nyc
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
 
-.PHONY: help needs demo build test test-unit sim bench check format deny advisories clean
+.PHONY: help needs demo build test test-long test-unit sim bench check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 	cargo build -p nearby
 	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features nearby-sink/full,nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the check on real movement, because $(RECORDED) is missing (see README)")
+
+test-long: ## Ownership and recovery at length: faults for some ten minutes, and how long each was felt
+	sh e2e/setup.sh
+	cargo build -p nearby
+	FAILOVER=long cargo test -p nearby-e2e --features full --test failover -- --nocapture
 
 test-unit: needs ## The tests that need nothing but cargo
 	cargo test --workspace

@@ -3,8 +3,8 @@
 //! The bytes of a report are taken apart by hand, so that nothing is shared with who wrote them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -72,11 +72,12 @@ fn decode(record: &[u8]) -> anyhow::Result<(i64, Report)> {
 #[derive(Debug)]
 pub struct EpochWatch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Epochs>,
+    seen: Arc<Mutex<Epochs>>,
+    thread: JoinHandle<()>,
 }
 
 /// What was seen of the epochs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Epochs {
     /// The newest of each partition.
     pub newest: BTreeMap<i32, i64>,
@@ -94,25 +95,30 @@ impl EpochWatch {
         let topic = format!("{prefix}friend-lists");
         let consumer = client(brokers, &format!("{prefix}nearby-processors"))?;
         let count = partitions(&consumer, &topic)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Epochs::default())));
+        let (stopped, epochs) = (Arc::clone(&stop), Arc::clone(&seen));
         let thread = std::thread::spawn(move || {
-            let mut epochs = Epochs::default();
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok(committed) = committed(&consumer, &topic, count) {
-                    epochs.take(committed);
+                    epochs.lock().unwrap_or_else(PoisonError::into_inner).take(committed);
                 }
                 std::thread::sleep(EPOCHS_INTERVAL);
             }
-            epochs
         });
-        Ok(EpochWatch { stop, thread })
+        Ok(EpochWatch { stop, seen, thread })
+    }
+
+    /// What was seen so far.
+    pub fn seen(&self) -> Epochs {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends the watch.
     pub fn end(self) -> anyhow::Result<Epochs> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the watch of the epochs has panicked"))
+        let seen = self.seen();
+        self.thread.join().map_err(|_| anyhow::anyhow!("the watch of the epochs has panicked"))?;
+        Ok(seen)
     }
 }
 

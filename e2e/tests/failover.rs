@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 use nearby_e2e::cluster::{Cluster, Service};
@@ -35,6 +35,8 @@ const HANDOVER_GAP: Duration = Duration::from_secs(1);
 const FROZEN: Duration = Duration::from_secs(15);
 const READY_POLL: Duration = Duration::from_millis(5);
 const SETTLED_LIMIT: Duration = Duration::from_secs(30);
+/// Less than the 120 s for which somebody goes on serving what is no longer theirs.
+const CLAIMED_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long it may take: short by default.
 struct Extent {
@@ -242,7 +244,26 @@ impl Scene {
         let (_, refused) = self.crowd.answered();
         ensure!(refused > refused_before, "nobody was refused while there was no broker");
         block_in_place(|| self.cluster.kafka.restart())?;
-        self.settle_after_broker(begun).await
+        let back = SystemTime::now();
+        self.settle_after_broker(begun).await?;
+        self.everything_is_claimed_again(back).await
+    }
+
+    /// Until then those serve who had the partitions before, and they do not do so for ever.
+    async fn everything_is_claimed_again(&mut self, back: SystemTime) -> anyhow::Result<()> {
+        let epochs = self.epochs.as_ref().context("epochs are watched")?;
+        let back_ms = i64::try_from(back.duration_since(UNIX_EPOCH)?.as_millis())?;
+        let claimed_after = loop {
+            let claimed_after = back.elapsed()?;
+            let newest = epochs.seen().newest;
+            if newest.values().all(|epoch| *epoch >= back_ms) {
+                break claimed_after;
+            }
+            ensure!(claimed_after < CLAIMED_LIMIT, "not claimed again: {newest:?}");
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+        };
+        self.note(format!("all partitions claimed again {:.1} s after that", claimed_after.as_secs_f64()));
+        Ok(())
     }
 
     async fn settle_after_broker(&mut self, begun: Instant) -> anyhow::Result<()> {

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 /// How often a member asks whether a successor has come, and polls.
 const POLL: Duration = Duration::from_millis(50);
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// A member that waits for an answer about epochs is not polled: it must not miss what the group says meanwhile.
+const WATCH_LIMIT: Duration = Duration::from_secs(1);
 /// Who joins a cooperative group that runs is given nothing at first: the others have to be relieved of their partitions,
 /// and learn of that at their next heartbeats (every 2 s). Only a member with nothing for longer than that has nothing.
 const NOTHING_SO_FAR: Duration = Duration::from_secs(5);
@@ -188,9 +190,11 @@ fn run<F: Fn(MembershipEvent) + Send + Sync>(
         if !watched.is_empty() && watched_at.elapsed() >= WATCH_INTERVAL {
             watched_at = Instant::now();
             let partitions: Vec<i32> = watched.iter().copied().collect();
-            match committed_epochs(consumer, topic, &partitions) {
+            match committed_epochs(consumer, topic, &partitions, WATCH_LIMIT) {
                 Ok(epochs) => epochs.into_iter().for_each(|(p, epoch)| tell(MembershipEvent::EpochSeen(p, epoch))),
-                Err(error) => tracing::warn!(%error, "reading committed epochs"),
+                // Not a warning: the broker does not answer a member that waits for the others in a rebalance, and readiness tells
+                // when it does not answer at all.
+                Err(error) => tracing::debug!(%error, "reading committed epochs"),
             }
         }
     }
@@ -222,7 +226,7 @@ fn try_claim<F: Fn(MembershipEvent) + Send + Sync>(
     partitions: &[i32],
 ) -> Result<Vec<(i32, Epoch)>, KafkaError> {
     let now = TimestampMs::now();
-    let epochs: Vec<(i32, Epoch)> = committed_epochs(consumer, topic, partitions)?
+    let epochs: Vec<(i32, Epoch)> = committed_epochs(consumer, topic, partitions, REQUEST_TIMEOUT)?
         .into_iter()
         .map(|(partition, committed)| (partition, next_epoch(committed, now)))
         .collect();
@@ -246,12 +250,13 @@ fn committed_epochs<F: Fn(MembershipEvent) + Send + Sync>(
     consumer: &BaseConsumer<Member<F>>,
     topic: &str,
     partitions: &[i32],
+    limit: Duration,
 ) -> Result<Vec<(i32, Epoch)>, KafkaError> {
     let mut list = TopicPartitionList::new();
     for partition in partitions {
         list.add_partition(topic, *partition);
     }
-    let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT)?;
+    let committed = consumer.committed_offsets(list, limit)?;
     let epoch = |metadata: &str| Epoch(metadata.parse().unwrap_or(0));
     committed
         .elements()
