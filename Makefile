@@ -8,7 +8,7 @@ RECORDED ?= ../shared/data/gowalla-nyc
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
 
-.PHONY: help demo build test test-unit sim check format deny advisories clean
+.PHONY: help demo build test test-unit sim bench check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,14 @@ test-unit: ## The tests that need nothing but cargo
 
 sim: ## Simulate the whole pipeline, with overflow checks: make sim SEEDS=10000
 	cargo run -p nearby-sim -- --seeds $(SEEDS)
+
+bench: ## What a processor costs, apart by stage and whole, on a real broker (half an hour)
+	sh e2e/setup.sh
+	cargo build --release -p nearby -p nearby-bench
+	target/release/nearby-bench stages
+	target/release/nearby-bench processor
+	target/release/nearby-bench processor --gateways 2 --users 1000000
+	target/release/nearby-bench restore
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check

@@ -48,6 +48,18 @@ fn no_source_file_is_too_long() {
 }
 
 #[test]
+fn one_module_alone_is_unsafe() {
+    // In parts, as above.
+    let sign = ["expect(un", "safe_code"].concat();
+    let unsafe_ones: Vec<String> =
+        sources().into_iter().filter(|path| path.ends_with(".rs") && read(path).contains(&sign)).collect();
+    assert_eq!(unsafe_ones, ["service/src/consume.rs"]);
+    let allowed = ["allow(un", "safe_code"].concat();
+    let allowed: Vec<String> = sources().into_iter().filter(|path| read(path).contains(&allowed)).collect();
+    assert!(allowed.is_empty(), "{allowed:?} allow it without saying why");
+}
+
+#[test]
 fn documents_name_targets_that_the_makefile_has() {
     let makefile = read("Makefile");
     let rules = makefile.lines().filter_map(|line| line.split_once(':')).map(|(target, _)| target);

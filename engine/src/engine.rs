@@ -5,6 +5,7 @@ use crate::expiry::Wheel;
 use crate::gateways::Gateways;
 use crate::index::Index;
 use crate::lists::{Lists, list_of};
+use crate::newest_first::{NewestFirst, Said};
 use crate::notice::{GatewayIndex, Notice};
 use crate::radius::Radius;
 use crate::sessions::{Asked, Sessions};
@@ -36,6 +37,8 @@ pub struct Engine {
     pub(crate) looks_at_once_max: usize,
     wheel: Wheel,
     pub(crate) connected: usize,
+    /// As long as older reports are still to come.
+    newest_first: Option<NewestFirst>,
 }
 
 /// Sizes of an engine's state, for metrics. Users whose turn has not come yet count as before.
@@ -92,6 +95,7 @@ impl Engine {
             looks_at_once_max,
             wheel: Wheel::new(),
             connected: 0,
+            newest_first: None,
         }
     }
 
@@ -110,6 +114,58 @@ impl Engine {
         assert!(place.is_none_or(|place| place.check().is_ok()), "a place is on the globe");
         self.advance(now, out);
         let slot = self.users.slot(user);
+        let said = match &mut self.newest_first {
+            None => Some((time, place)),
+            Some(newest_first) => newest_first.newer(slot, (time, place)),
+        };
+        if let Some(said) = said {
+            self.take_in(slot, said, out);
+        }
+    }
+
+    /// From now on [`report`](Self::report)s are of the newer part of the log, which is what was appended at or after
+    /// `since`; those of the part before come by [`older_report`](Self::older_report), in any mixture with them, until
+    /// [`older_are_read`](Self::older_are_read). When [`resume`](Self::resume) has no more to do after that, everybody is
+    /// where reading in order would have had them; until then some are missing, and nobody is shown whom a withdrawal hid.
+    pub fn newest_first(&mut self, since: TimestampMs) {
+        self.newest_first = Some(NewestFirst::new(since));
+    }
+
+    /// A report of the older part of the log.
+    ///
+    /// # Panics
+    /// If the place is not on the globe.
+    pub fn older_report(&mut self, user: UserId, time: TimestampMs, place: Option<Place>) {
+        assert!(place.is_none_or(|place| place.check().is_ok()), "a place is on the globe");
+        let slot = self.users.slot(user);
+        if let Some(newest_first) = &mut self.newest_first {
+            newest_first.older(slot, (time, place));
+        }
+    }
+
+    /// The older part of the log has been read.
+    pub fn older_are_read(&mut self) {
+        if let Some(newest_first) = &mut self.newest_first {
+            newest_first.older_are_read();
+        }
+    }
+
+    /// Takes in some of the older part, once that has been read.
+    fn take_in_older(&mut self, out: &mut Vec<Notice>) {
+        let mut looks = 0;
+        while looks < self.looks_at_once_max
+            && let Some((slot, said)) = self.newest_first.as_mut().and_then(NewestFirst::next)
+        {
+            said.into_iter().flatten().for_each(|said| self.take_in(slot, said, out));
+            looks += self.looks(slot);
+        }
+        if self.newest_first.as_ref().is_some_and(NewestFirst::is_complete) {
+            self.newest_first = None;
+        }
+    }
+
+    #[inline]
+    fn take_in(&mut self, slot: Slot, (time, place): Said, out: &mut Vec<Notice>) {
         let oldest = self.clock.plus_ms(self.inactive_after_ms.saturating_neg());
         let Some(change) = self.users.report(slot, time, place, oldest) else {
             return self.work_off_beside(1, out);
@@ -216,7 +272,9 @@ impl Engine {
     /// called again and again while there is no input, because until then not everybody was told everything.
     pub fn resume(&mut self, now: TimestampMs, out: &mut Vec<Notice>) -> bool {
         self.tick(now, out);
-        !self.backlog.is_empty() || self.wheel.has_due(self.clock)
+        self.take_in_older(out);
+        let older_wait = self.newest_first.as_ref().is_some_and(|newest_first| !newest_first.is_reading());
+        older_wait || !self.backlog.is_empty() || self.wheel.has_due(self.clock)
     }
 
     /// `partition` is restored and owned: its viewers get snapshots, and from now on what happens. Calling it again sends

@@ -75,6 +75,7 @@ mod expiry;
 mod gateways;
 mod index;
 mod lists;
+mod newest_first;
 mod notice;
 mod radius;
 mod sessions;

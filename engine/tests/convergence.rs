@@ -89,6 +89,27 @@ impl Bench {
         }
     }
 
+    /// Until nothing waits.
+    fn resume(&mut self, now: i64) {
+        for _ in 0..RESUMED_MAX {
+            let mut out = Vec::new();
+            let more = self.engine.resume(TimestampMs(now), &mut out);
+            self.clients_hear(&out);
+            if !more {
+                return;
+            }
+        }
+        panic!("still something to do");
+    }
+
+    /// Without a look at what the model says of it.
+    fn clients_hear(&mut self, out: &[Notice]) {
+        for notice in out {
+            let gateway_id = self.engine.gateway_id(gateway_of(notice)).clone();
+            self.clients.hear(notice, |_| gateway_id.clone());
+        }
+    }
+
     fn check(&self, input: &Input) {
         let live = self.model.live();
         for (viewer, gateway) in &live {
@@ -184,6 +205,21 @@ fn inputs() -> impl Strategy<Value = Input> {
     ]
 }
 
+/// Reports with the times at which they were appended, none of them made later than that.
+fn reports(length_max: usize) -> impl Strategy<Value = Vec<(Input, i64)>> {
+    // Few users and whole seconds, so that much happens to each, and at the same time.
+    let delay_s = prop_oneof![2 => Just(0_i64), 6 => 0..12_i64, 1 => 0..500_i64];
+    let place = prop::option::weighted(0.7, places());
+    prop::collection::vec((0..3_i64, place, delay_s, 0..3_i64), 1..length_max).prop_map(|reports| {
+        let mut appended_at = 1_000_000;
+        let report = |(user, place, delay_s, step_s)| {
+            appended_at += step_s * 1_000;
+            (Input::Report { user, time: appended_at - delay_s * 1_000, place }, appended_at)
+        };
+        reports.into_iter().map(report).collect()
+    })
+}
+
 /// Makes the times of an input absolute.
 fn at(input: Input, now: i64) -> Input {
     match input {
@@ -230,7 +266,7 @@ fn stream(input: &Input) -> i64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_500))]
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
 
     #[test]
     fn clients_show_what_the_rules_say_after_every_input(is_warm: bool, history in histories(120)) {
@@ -302,6 +338,73 @@ proptest! {
         for (viewer, gateway) in log_order.model.live() {
             let of = |bench: &Bench| bench.clients.clients[&(viewer, gateway)].view.clone();
             prop_assert_eq!(of(&log_order), of(&other_order), "{}@{}", viewer, gateway);
+        }
+    }
+
+    /// The newer part of the log before the older one, or in between, and more coming all the time: in the end the views are
+    /// those of the whole log, and nobody is ever shown who had withdrawn by the end of what the newer part said.
+    #[test]
+    fn the_newest_part_may_be_read_first(
+        looks_at_once_max in prop_oneof![1 => 1..4_usize, 3 => Just(LOOKS_AT_ONCE_MAX)],
+        log in reports(25),
+        split in 0.0..1.0_f64,
+        ahead in prop::collection::vec(prop::bool::weighted(0.4), 25),
+    ) {
+        let end = log.last().map_or(1_000_000, |(_, appended_at)| *appended_at);
+        let split = log.partition_point(|(_, appended_at)| {
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            let share = (*appended_at - 1_000_000) as f64 / (end - 999_999) as f64;
+            share < split
+        });
+        let since = log.get(split).map_or(end + 1, |(_, appended_at)| *appended_at);
+        let mut log_order = Bench::new(LOOKS_AT_ONCE_MAX);
+        warm().iter().for_each(|input| log_order.step(input, end));
+        log[..split].iter().for_each(|(report, _)| log_order.step(report, end));
+
+        let mut newest_first = Bench::new(looks_at_once_max);
+        newest_first.engine.newest_first(TimestampMs(since));
+        for input in warm() {
+            let out = call(&mut newest_first.engine, &input, end);
+            newest_first.clients_hear(&out);
+        }
+        let (mut older, mut newer) = (log[..split].iter(), log[split..].iter());
+        let mut older_are_read = false;
+        // What comes after these, comes while the older part is taken in, bit by bit.
+        for takes_newer in ahead.iter().copied().chain(std::iter::repeat_n(true, log.len())) {
+            if older.len() == 0 && !older_are_read {
+                newest_first.engine.older_are_read();
+                older_are_read = true;
+            }
+            if !takes_newer {
+                if let Some((Input::Report { user, time, place }, _)) = older.next() {
+                    newest_first.engine.older_report(UserId(*user), TimestampMs(*time), *place);
+                }
+            } else if let Some((report, _)) = newer.next() {
+                log_order.step(report, end);
+                let out = call(&mut newest_first.engine, report, end);
+                newest_first.clients_hear(&out);
+                let mut out = Vec::new();
+                newest_first.engine.resume(TimestampMs(end), &mut out);
+                newest_first.clients_hear(&out);
+                // An engine that can hardly do anything at once has not told everything yet.
+                for (viewer, gateway) in log_order.model.live().into_iter().filter(|_| looks_at_once_max > 60) {
+                    let truth = &log_order.clients.clients[&(viewer, gateway)].view;
+                    let shown = &newest_first.clients.clients[&(viewer, gateway)].view;
+                    let wrong = shown.iter().find(|(friend, seen)| truth.get(friend) != Some(seen));
+                    prop_assert_eq!(wrong, None, "shown to {}@{}", viewer, gateway);
+                }
+            }
+        }
+        for (report, _) in older {
+            if let Input::Report { user, time, place } = report {
+                newest_first.engine.older_report(UserId(*user), TimestampMs(*time), *place);
+            }
+        }
+        newest_first.engine.older_are_read();
+        newest_first.resume(end);
+        for (viewer, gateway) in log_order.model.live() {
+            let of = |bench: &Bench| bench.clients.clients[&(viewer, gateway)].view.clone();
+            prop_assert_eq!(of(&log_order), of(&newest_first), "{}@{}", viewer, gateway);
         }
     }
 }

@@ -7,13 +7,12 @@ use nearby_schemas::codec::Codec;
 use nearby_schemas::{GatewayHeartbeat, GatewayId, TimestampMs};
 use nearby_service::Stop;
 use nearby_service::append::Appender;
+use nearby_service::consume::Record;
 use nearby_service::dead_letters;
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
 use nearby_service::reader::{OutOfLog, Read, Reader, Start};
-use rdkafka::Message;
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -123,7 +122,7 @@ impl Gateways {
                         drop(dead_letters::bury(&appender, dead_letters.clone(), record, &reason));
                     }
                 }
-                Read::CaughtUp(_) => {
+                Read::CaughtUp(..) => {
                     fed.lock().caught_up();
                     readiness.ready(READINESS_PART);
                 }
@@ -132,7 +131,7 @@ impl Gateways {
             Ok(())
         };
         let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop, handle)?;
-        reader.add(&[(0, Start::Beginning)])?;
+        reader.add(&[(0, Start::Beginning)], 0);
         Ok(gateways)
     }
 
@@ -142,15 +141,15 @@ impl Gateways {
         self.lock().choose(local_ms).cloned()
     }
 
-    fn take(&self, codec: &Codec<GatewayHeartbeat>, record: &BorrowedMessage<'_>) -> Result<(), String> {
-        let Some(value) = record.payload() else {
+    fn take(&self, codec: &Codec<GatewayHeartbeat>, record: &Record<'_>) -> Result<(), String> {
+        let Some(value) = record.value() else {
             let key = record.key().and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
             let gateway = GatewayId::new(key).map_err(|error| format!("the key of a tombstone: {error}"))?;
             self.lock().removed(&gateway);
             return Ok(());
         };
         let heartbeat = codec.decode(value).map_err(|error| error.to_string())?;
-        let appended_at = record.timestamp().to_millis().map_or_else(TimestampMs::now, TimestampMs);
+        let appended_at = record.appended_at().unwrap_or_else(TimestampMs::now);
         let local_ms = self.local_ms();
         self.lock().heard(heartbeat, appended_at, local_ms);
         Ok(())

@@ -10,6 +10,7 @@ use nearby_schemas::{LocationEvent, Source, TimestampMs, UserId};
 use nearby_service::append::{Acknowledged, AppendError, Appender, Outgoing};
 use nearby_service::auth::{Caller, SCOPE_INGEST_ANY};
 use nearby_service::kafka::Kafka;
+use nearby_service::metrics::hop;
 use nearby_service::problem::Problem;
 use nearby_service::settings::EdgeSettings;
 use rdkafka::error::KafkaError;
@@ -40,6 +41,7 @@ struct Shared {
 pub struct Submitted {
     acknowledged: Acknowledged,
     count: usize,
+    received_at: TimestampMs,
 }
 
 impl Future for Submitted {
@@ -50,6 +52,7 @@ impl Future for Submitted {
         Pin::new(&mut self.acknowledged).poll(context).map(|acknowledged| match acknowledged {
             Ok(()) => {
                 metrics::counter!("nearby_reports_accepted_total").increment(count as u64);
+                hop("ingest", TimestampMs::now().since_ms(self.received_at));
                 Ok(count)
             }
             Err(error) => Err(counted(not_acknowledged(&error))),
@@ -85,7 +88,10 @@ impl Reports {
             caller.require(SCOPE_INGEST_ANY).map_err(counted)?;
         }
         self.shared.rates.take(caller.user, own).map_err(counted)?;
-        Ok(self.append(reports.into_iter().map(|report| report.event(caller.user, source, now))))
+        if let Some(reported_at) = reports.first().and_then(|report| report.reported_at) {
+            hop("phone", now.since_ms(reported_at));
+        }
+        Ok(self.append(reports.into_iter().map(|report| report.event(caller.user, source, now)), now))
     }
 
     /// The caller stops sharing. Counts as one report.
@@ -102,7 +108,7 @@ impl Reports {
         self.shared.rates.take(caller.user, 1).map_err(counted)?;
         let reported_at = reported_at.unwrap_or(now);
         let event = LocationEvent { user_id: caller.user, reported_at, received_at: now, position: None, source };
-        Ok(self.append(std::iter::once(event)))
+        Ok(self.append(std::iter::once(event), now))
     }
 
     /// Waits for what is under way, at most `limit`. Blocks.
@@ -118,11 +124,11 @@ impl Reports {
         &self.appender
     }
 
-    fn append(&self, events: impl ExactSizeIterator<Item = LocationEvent>) -> Submitted {
+    fn append(&self, events: impl ExactSizeIterator<Item = LocationEvent>, received_at: TimestampMs) -> Submitted {
         let count = events.len();
         let shared = &self.shared;
         let records = events.map(|event| keyed(&shared.topic, event.user_id, shared.codec.encode(&event)));
-        Submitted { acknowledged: self.appender.append(records), count }
+        Submitted { acknowledged: self.appender.append(records), count, received_at }
     }
 }
 

@@ -24,6 +24,7 @@ use nearby_service::settings::{
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::{Database, SinkSettings};
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -208,7 +209,12 @@ async fn start(
         stop: stop.clone(),
     })?;
     // One process: nobody can take over from it, so there is no handover to wait for.
-    let processor = ProcessorSettings { rules: settings.rules.clone(), handover_max: Duration::ZERO };
+    let processor = ProcessorSettings {
+        rules: settings.rules.clone(),
+        handover_max: Duration::ZERO,
+        // The other cores have the other services.
+        engine_threads: NonZeroUsize::MIN,
+    };
     let processor = start_processor(processor, kafka.access.clone(), readiness.clone(), stop.clone()).await?;
     let gateway = settings.gateway.new_gateway_id();
     if let Some(embedded) = &kafka.embedded {

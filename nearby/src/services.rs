@@ -14,6 +14,7 @@ use nearby_service::settings::{AuthSettings, EdgeSettings, KafkaSettings, RuleSe
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::SinkSettings;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use warp::Filter;
@@ -48,6 +49,9 @@ pub struct ProcessorCommand {
     kafka: KafkaSettings,
     #[command(flatten)]
     rules: RuleSettings,
+    /// Engines, each on a thread of its own; by default one per core. Each has some of the owned partitions and hears every report
+    #[arg(long, env = "NEARBY_ENGINE_THREADS", value_parser = clap::value_parser!(u8).range(1..=64))]
+    engine_threads: Option<u8>,
 }
 
 /// Settings of `nearby pusher`.
@@ -159,7 +163,11 @@ pub async fn ingest(command: IngestCommand) -> anyhow::Result<()> {
 pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
     let base = Base::check(command.listen, &command.kafka, &[RecordType::FriendMovedBatch]).await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());
-    let settings = ProcessorSettings { rules: command.rules, handover_max: HANDOVER_MAX };
+    let engine_threads = match command.engine_threads.and_then(|threads| NonZeroUsize::new(threads.into())) {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().context("the number of cores")?,
+    };
+    let settings = ProcessorSettings { rules: command.rules, handover_max: HANDOVER_MAX, engine_threads };
     let processor = start_processor(settings, kafka, readiness, stop.clone()).await?;
     let served = base.serve(warp::any().and_then(nothing_here).boxed(), None, Vec::new())?;
     supervise_processor(processor, &stop).await?;

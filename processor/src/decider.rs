@@ -69,6 +69,8 @@ pub struct Decider {
     packing: Packing,
     /// Partitions of reports that are not restored yet.
     unrestored: BTreeSet<i32>,
+    /// The older part of the reports is not read yet.
+    older_unread: bool,
     /// The heartbeats of gateways are not restored yet.
     gateways_unknown: bool,
     /// Grows with every reading that begins, so that the end of an earlier one is not taken for that of a later one.
@@ -94,6 +96,7 @@ impl Decider {
             epochs: BTreeMap::new(),
             packing: Packing::new(codec),
             unrestored: (0..partitions).collect(),
+            older_unread: false,
             gateways_unknown: true,
             generation: 0,
             read_since: BTreeMap::new(),
@@ -105,17 +108,33 @@ impl Decider {
         }
     }
 
+    /// Reports come newest first: [`Wake::Reports`] is what was appended at or after `since`, with which the group is joined;
+    /// what was appended before comes by [`Wake::OlderReports`], meanwhile and after that. To be called before anything else.
+    pub fn newest_first(&mut self, since: TimestampMs) {
+        self.engine.newest_first(since);
+        self.older_unread = true;
+    }
+
     /// Something happened.
     pub fn wake(&mut self, wake: Wake, now: TimestampMs, clock: Duration, actions: &mut Vec<Action>) {
         let (engine, out) = (&mut self.engine, &mut self.notices);
         match wake {
             Wake::Reports(reports) => {
-                for reports in reports.chunks(PREFETCHED_AT_ONCE) {
+                for reports in reports.reports.chunks(PREFETCHED_AT_ONCE) {
                     engine.prefetch(reports.iter().map(|report| report.user));
                     for report in reports {
                         engine.report(report.user, report.time, report.place, now, out);
                     }
                 }
+            }
+            Wake::OlderReports(reports) => {
+                for report in &reports.reports {
+                    engine.older_report(report.user, report.time, report.place);
+                }
+            }
+            Wake::OlderAreRead => {
+                engine.older_are_read();
+                self.older_unread = false;
             }
             Wake::Lists(lists) => {
                 for list in lists.iter().filter(|list| self.ownership.holds(list.partition)) {
@@ -217,6 +236,11 @@ impl Decider {
             (true, 0) => Progress::Serving,
             (true, unserved) => Progress::RestoringViewers(unserved),
         }
+    }
+
+    /// Whether there is an older part of the reports that has not been read.
+    pub fn reads_older(&self) -> bool {
+        self.older_unread
     }
 
     /// Whether every partition has been handed over to a successor.

@@ -53,7 +53,7 @@ impl Story {
 
     fn report(&mut self, user: i64) {
         let place = Some(Place { lat_e7: 377_700_000, lon_e7: -1_224_100_000 });
-        assert_eq!(self.wake(Wake::Reports(vec![Reported { user: UserId(user), time: NOW, place }])), []);
+        assert_eq!(self.wake(Wake::from(vec![Reported { user: UserId(user), time: NOW, place }])), []);
     }
 
     fn lists_and_sessions(&mut self) {

@@ -1,12 +1,14 @@
 //! Kafka around the engine: hears every report, owns the viewers of some partitions, and tells their gateways.
 //!
-//! One thread drives the pure [`decider`], which holds the engine; everything that can wake it is one [`wake::Wake`]. Readers
-//! decode on threads of their own. Which partitions are owned, and under which epoch, is decided by the [`ownership`] machine.
+//! One thread per core drives a pure [`decider`], which holds an engine for some of the partitions; everything that can wake it
+//! is one [`wake::Wake`]. Readers decode once for all engines, on threads of their own. Which partitions are owned, and under
+//! which epoch, is decided by the [`ownership`] machine.
 //! There is no durable state: after a start the log is read again (positions first, then the group is joined).
 
 mod batch_interval;
 pub mod decider;
 mod drive;
+mod group;
 mod outbox;
 pub mod ownership;
 pub mod packing;
@@ -15,14 +17,21 @@ pub mod records;
 pub mod wake;
 
 use decider::Decider;
+use drive::Drive;
+use group::Group;
 use nearby_engine::{Engine, EngineSettings};
 use nearby_schemas::TimestampMs;
 use nearby_service::health::Readiness;
 use nearby_service::kafka::{ClusterError, Kafka};
 use nearby_service::settings::RuleSettings;
 use nearby_service::{Stop, append::Appender};
+use outbox::Outbox;
 use rdkafka::error::KafkaError;
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use wake::Engines;
 
 /// What is special about one processor.
 #[derive(Clone, Debug)]
@@ -31,6 +40,8 @@ pub struct ProcessorSettings {
     pub rules: RuleSettings,
     /// How long a stopping processor goes on serving until a successor has taken over; zero when there can be none.
     pub handover_max: Duration,
+    /// Engines, each on a thread of its own with some of the partitions.
+    pub engine_threads: NonZeroUsize,
 }
 
 /// A processor cannot start.
@@ -49,7 +60,7 @@ pub enum StartError {
 
 /// A running processor.
 pub struct Processor {
-    thread: std::thread::JoinHandle<()>,
+    thread: JoinHandle<bool>,
 }
 
 impl Processor {
@@ -71,31 +82,48 @@ impl Processor {
             gateway_lost_after_ms: i64::from(settings.rules.gateway_lost_after_s) * 1000,
         };
         let readers_stop = Stop::new();
-        let (wakes, inbox) = wake::channel();
+        let (engines, inboxes) = Engines::new(settings.engine_threads.get());
         let appender = Appender::new(kafka)?;
         let now = TimestampMs::now();
         let oldest = records::oldest_needed(engine.inactive_after_ms, now);
-        let readers = readers::Readers::start(kafka, partitions, oldest, &wakes, &appender, &readers_stop)?;
-        let outbox = outbox::Outbox::new(kafka)?;
-        let drive = drive::Drive::new(
-            Decider::new(Engine::new(engine), partitions, now, kafka.codecs.codec()),
-            readers,
-            outbox,
-            appender,
-            kafka.clone(),
-            wakes,
-            readiness,
-        );
-        let handover_max = settings.handover_max;
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
-            drive.run(inbox, &stop, handover_max);
+        // The embedded log cannot be looked into by time, and is short.
+        let newest_since = records::newest_since(engine.inactive_after_ms, now).filter(|_| !kafka.embedded);
+        let history = readers::History { oldest, newest_since };
+        let readers = readers::Readers::start(kafka, partitions, history, &engines, &appender, &readers_stop)?;
+        let readers = Arc::new(readers);
+        let group = Arc::new(Group::new(kafka.clone(), engines, readiness, stop.clone()));
+        let (broken, handover_max, started_at) = (Stop::new(), settings.handover_max, Instant::now());
+        let mut threads: Vec<JoinHandle<()>> = Vec::new();
+        for (number, inbox) in inboxes.into_iter().enumerate() {
+            let mut decider = Decider::new(Engine::new(engine), partitions, now, kafka.codecs.codec());
+            if let Some(since) = newest_since {
+                decider.newest_first(since);
+            }
+            let drive = Drive {
+                engine: number,
+                decider,
+                outbox: Outbox::new(kafka)?,
+                readers: Arc::clone(&readers),
+                group: Arc::clone(&group),
+                appender: appender.clone(),
+                kafka: kafka.clone(),
+                started_at,
+            };
+            let (stop, broken) = (stop.clone(), broken.clone());
+            let thread = std::thread::Builder::new().name(format!("engine {number}"));
+            threads.push(thread.spawn(move || drive.run(&inbox, &stop, &broken, handover_max))?);
+        }
+        let thread = std::thread::Builder::new().name("processor".to_owned()).spawn(move || {
+            let ended: Vec<bool> = threads.into_iter().map(|thread| thread.join().is_ok()).collect();
+            group.leave();
             readers_stop.cancel();
+            !broken.is_cancelled() && ended.into_iter().all(|well| well)
         })?;
         Ok(Processor { thread })
     }
 
-    /// Waits until it has ended, which the stop signal brings about; false when the thread has panicked.
+    /// Waits until it has ended, which the stop signal brings about; false when it could not go on.
     pub fn ended(self) -> bool {
-        self.thread.join().is_ok()
+        self.thread.join().unwrap_or(false)
     }
 }

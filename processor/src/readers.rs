@@ -1,229 +1,262 @@
-//! Records become wakes: decoding happens on the readers' threads, so that the engine's thread only decides.
+//! Records become wakes: decoding happens once per process, on the readers' threads, so that the engines' threads only decide.
 //!
 //! An undecodable record is counted here. Exactly one reader of each topic also writes the dead letter: for `sessions` that is
 //! the partition's owner, here; for `location-events` and `friend-lists` it is the sink, and for `gateways` the ingest.
 
 use crate::records::{Decoders, Raw};
-use crate::wake::{Reported, Source, Wake};
+use crate::wake::{Ended, Engines, Reports, Source, Wake};
 use nearby_schemas::TimestampMs;
+use nearby_service::Stop;
 use nearby_service::append::Appender;
+use nearby_service::consume::Record;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
 use nearby_service::reader::{Closed, OutOfLog, Read, Reader, Start};
-use nearby_service::{Stop, reader};
-use rdkafka::Message;
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+
+/// Lists that wait for an engine together: a list is some KiB.
+const LISTS_AT_ONCE_MAX: usize = 64;
+
+/// From which append times on reports are read.
+#[derive(Clone, Copy)]
+pub(crate) struct History {
+    pub oldest: TimestampMs,
+    /// Where that which is read first begins, if not with the oldest.
+    pub newest_since: Option<TimestampMs>,
+}
 
 /// Readers of the owned partitions.
 pub(crate) struct Readers {
     lists: Reader,
     sessions: Reader,
-    /// Of the latest reading that began.
-    generation: Arc<AtomicU64>,
 }
 
 impl Readers {
-    /// Starts hearing every report, from this append time on, and every heartbeat; owned partitions are added later.
+    /// Starts hearing every report and every heartbeat; owned partitions are added later.
     pub fn start(
         kafka: &Kafka,
         partitions: i32,
-        oldest: TimestampMs,
-        wakes: &SyncSender<Wake>,
+        history: History,
+        engines: &Engines,
         appender: &Appender,
         stop: &Stop,
     ) -> Result<Readers, KafkaError> {
-        hear_reports(kafka, partitions, oldest, wakes.clone(), stop)?;
-        hear_heartbeats(kafka, partitions, wakes.clone(), stop)?;
-        let generation = Arc::new(AtomicU64::new(0));
-        let wakes = Wakes { wakes: wakes.clone(), generation: Arc::clone(&generation) };
-        let lists = hear_lists(kafka, partitions, wakes.clone(), stop)?;
-        let sessions = hear_sessions(kafka, partitions, wakes, appender.clone(), stop)?;
-        Ok(Readers { lists, sessions, generation })
+        hear_reports(kafka, partitions, history, engines, stop)?;
+        hear_heartbeats(kafka, partitions, engines.clone(), stop)?;
+        let lists = hear_lists(kafka, partitions, engines.clone(), stop)?;
+        let sessions = hear_sessions(kafka, partitions, engines.clone(), appender.clone(), stop)?;
+        Ok(Readers { lists, sessions })
     }
 
     /// Reads lists and sessions of these partitions from the beginning, in a reading of this generation.
-    pub fn add(&self, partitions: &[i32], generation: u64) -> Result<(), KafkaError> {
-        self.generation.store(generation, Ordering::Release);
+    pub fn add(&self, partitions: &[i32], generation: u64) {
         let starts: Vec<(i32, Start)> = partitions.iter().map(|partition| (*partition, Start::Beginning)).collect();
-        self.lists.add(&starts)?;
-        self.sessions.add(&starts)
+        self.lists.add(&starts, generation);
+        self.sessions.add(&starts, generation);
     }
 
     /// Reads a partition's lists and sessions no longer.
-    pub fn remove(&self, partition: i32) -> Result<(), KafkaError> {
-        let removed = self.lists.remove(&[partition]);
-        self.sessions.remove(&[partition]).and(removed)
+    pub fn remove(&self, partition: i32) {
+        self.lists.remove(&[partition]);
+        self.sessions.remove(&[partition]);
     }
 }
 
-/// A reader's way to the engine's thread.
-#[derive(Clone)]
-struct Wakes {
-    wakes: SyncSender<Wake>,
-    generation: Arc<AtomicU64>,
-}
-
-/// All partitions, from this append time on.
+/// All partitions, and for the engines in two parts where there is an older one.
 fn hear_reports(
     kafka: &Kafka,
     partitions: i32,
-    oldest: TimestampMs,
-    wakes: SyncSender<Wake>,
+    history: History,
+    engines: &Engines,
     stop: &Stop,
 ) -> Result<(), KafkaError> {
     let decoders = Decoders::new(partitions, &kafka.codecs);
-    let mut gathered = Vec::new();
-    // Partitions that are not restored yet, with the offsets up to which they have to be read.
-    let mut unrestored: Option<BTreeMap<i32, i64>> = None;
-    let (ends, ends_inbox) = std::sync::mpsc::channel();
-    let mut caught_up = move |wakes: &SyncSender<Wake>, gathered: &mut Vec<Reported>, partition, next_offset| {
-        // Sent before the first partition is added, so it is there; and once all are restored the map is empty.
-        let unrestored = unrestored.get_or_insert_with(|| ends_inbox.recv().unwrap_or_default());
-        if unrestored.get(&partition).is_some_and(|end| *end <= next_offset) {
-            unrestored.remove(&partition);
-            send(wakes, Wake::Reports(std::mem::take(gathered)))?;
-            send(wakes, Wake::CaughtUp(Source::Reports, partition, 0))?;
+    let mut gathered = Reports::default();
+    let (of_reader, topic) = (engines.clone(), kafka.topics.location_events());
+    let hear = move |read: Read<'_>| {
+        gather_reports(&read, &decoders, &mut gathered, |reports| {
+            of_reader.wake_all(|| Wake::Reports(Arc::clone(&reports)))
+        })?;
+        if let Read::CaughtUp(partition, generation) = read {
+            of_reader.wake_all(|| Wake::CaughtUp(Source::Reports, partition, generation))?;
         }
         Ok(())
     };
-    let reader =
-        Reader::start(kafka, kafka.topics.location_events(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
-            match read {
-                Read::Record(record) => {
-                    gathered.extend(counted(record, decoders.report(raw(record))));
-                    caught_up(&wakes, &mut gathered, record.partition(), record.offset() + 1)
-                }
-                Read::CaughtUp(partition) => caught_up(&wakes, &mut gathered, partition, i64::MAX),
-                Read::Pause | Read::OffsetOutOfLog(_) if gathered.is_empty() => Ok(()),
-                Read::Pause | Read::OffsetOutOfLog(_) => send(&wakes, Wake::Reports(std::mem::take(&mut gathered))),
-            }
+    let reader = Reader::start(kafka, topic, OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
+    if kafka.embedded {
+        reader.add(&(0..partitions).map(|partition| (partition, Start::Beginning)).collect::<Vec<_>>(), 0);
+        return Ok(());
+    }
+    let starts = reader.offsets_at(partitions, history.newest_since.unwrap_or(history.oldest).0)?;
+    reader.add(&starts.iter().map(|(partition, offset)| (*partition, Start::At(*offset))).collect::<Vec<_>>(), 0);
+    if history.newest_since.is_none() {
+        return Ok(());
+    }
+    let oldest = reader.offsets_at(partitions, history.oldest.0)?;
+    let ranges = oldest.into_iter().zip(starts).map(|((partition, from), (_, to))| (partition, from, to)).collect();
+    hear_older_reports(kafka, partitions, ranges, engines.clone(), stop)
+}
+
+/// These ranges of offsets, whenever the engines have time for them.
+fn hear_older_reports(
+    kafka: &Kafka,
+    partitions: i32,
+    ranges: Vec<(i32, i64, i64)>,
+    engines: Engines,
+    stop: &Stop,
+) -> Result<(), KafkaError> {
+    let decoders = Decoders::new(partitions, &kafka.codecs);
+    let mut gathered = Reports::default();
+    let ranges: Vec<_> = ranges.into_iter().filter(|(_, from, to)| from < to).collect();
+    if ranges.is_empty() {
+        // There is room for it, or an engine's thread has ended.
+        drop(engines.wake_all_patiently(|| Wake::OlderAreRead));
+        return Ok(());
+    }
+    let mut missing = ranges.len();
+    let hear = move |read: Read<'_>| {
+        gather_reports(&read, &decoders, &mut gathered, |reports| {
+            engines.wake_all_patiently(|| Wake::OlderReports(Arc::clone(&reports)))
         })?;
-    let starts = if kafka.embedded {
-        (0..partitions).map(|partition| (partition, Start::Beginning)).collect()
-    } else {
-        reader.offsets_at(partitions, oldest.0)?
-    };
-    let end = |partition| reader.watermarks(partition).map(|(_, end)| (partition, end));
-    let end_offsets = (0..partitions).map(end).collect::<Result<BTreeMap<i32, i64>, _>>()?;
-    // The receiver lives as long as the reader's thread.
-    drop(ends.send(end_offsets));
-    reader.add(&starts)
-}
-
-fn hear_heartbeats(kafka: &Kafka, partitions: i32, wakes: SyncSender<Wake>, stop: &Stop) -> Result<(), KafkaError> {
-    let decoders = Decoders::new(partitions, &kafka.codecs);
-    let reader =
-        Reader::start(
-            kafka,
-            kafka.topics.gateways(),
-            OutOfLog::GoOnAtBeginning,
-            stop.clone(),
-            move |read| match read {
-                Read::Record(record) => {
-                    counted(record, decoders.heartbeat(raw(record))).map_or(Ok(()), |wake| send(&wakes, wake))
-                }
-                Read::CaughtUp(partition) => send(&wakes, Wake::CaughtUp(Source::Heartbeats, partition, 0)),
-                Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
-            },
-        )?;
-    reader.add(&[(0, Start::Beginning)])
-}
-
-fn hear_lists(kafka: &Kafka, partitions: i32, wakes: Wakes, stop: &Stop) -> Result<Reader, KafkaError> {
-    let decoders = Decoders::new(partitions, &kafka.codecs);
-    let mut gathered = Vec::new();
-    Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
-        Read::Record(record) => {
-            gathered.extend(counted(record, decoders.list(raw(record))));
-            Ok(())
+        if let Read::CaughtUp(..) = read {
+            missing -= 1;
         }
-        other => hand_on(&wakes, &other, &mut gathered, Source::Lists, Wake::Lists),
+        if missing > 0 {
+            return Ok(());
+        }
+        engines.wake_all_patiently(|| Wake::OlderAreRead)?;
+        tracing::info!("older positions read");
+        Err(Closed)
+    };
+    Reader::of_ranges(kafka, kafka.topics.location_events(), ranges, stop.clone(), hear)
+}
+
+/// Gathers reports, and hands them on when there is a pause, or before the news that a partition is complete.
+fn gather_reports(
+    read: &Read<'_>,
+    decoders: &Decoders,
+    gathered: &mut Reports,
+    hand_on: impl FnOnce(Arc<Reports>) -> Result<(), Ended>,
+) -> Result<(), Ended> {
+    if let Read::Record(record) = read {
+        gathered.reports.extend(counted(record, decoders.report(raw(record))));
+        gathered.appended_at = record.appended_at();
+        return Ok(());
+    }
+    if gathered.reports.is_empty() { Ok(()) } else { hand_on(Arc::new(std::mem::take(gathered))) }
+}
+
+fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<(), KafkaError> {
+    let decoders = Decoders::new(partitions, &kafka.codecs);
+    let hear = move |read: Read<'_>| match read {
+        Read::Record(record) => match counted(record, decoders.heartbeat(raw(record))) {
+            Some((gateway, appended_at)) => Ok(engines.wake_all(|| Wake::Heartbeat(gateway.clone(), appended_at))?),
+            None => Ok(()),
+        },
+        Read::CaughtUp(partition, generation) => {
+            Ok(engines.wake_all(|| Wake::CaughtUp(Source::Heartbeats, partition, generation))?)
+        }
+        Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
+    };
+    let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
+    reader.add(&[(0, Start::Beginning)], 0);
+    Ok(())
+}
+
+fn hear_lists(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<Reader, KafkaError> {
+    let decoders = Decoders::new(partitions, &kafka.codecs);
+    let mut gathered = Gathered::new(engines, Source::Lists, Wake::Lists);
+    Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
+        Read::Record(record) => match counted(record, decoders.list(raw(record))) {
+            Some(list) => gathered.push(list.partition, list, LISTS_AT_ONCE_MAX),
+            None => Ok(()),
+        },
+        other => gathered.hand_on(&other),
     })
 }
 
 fn hear_sessions(
     kafka: &Kafka,
     partitions: i32,
-    wakes: Wakes,
+    engines: Engines,
     appender: Appender,
     stop: &Stop,
 ) -> Result<Reader, KafkaError> {
     let decoders = Decoders::new(partitions, &kafka.codecs);
     let dead_letters = kafka.topics.dead_letters();
-    let mut gathered = Vec::new();
+    let mut gathered = Gathered::new(engines, Source::Sessions, Wake::Sessions);
     Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
-        Read::Record(record) => {
-            match decoders.session(raw(record)) {
-                Ok(session) => gathered.push(session),
+        Read::Record(record) => match decoders.session(raw(record)) {
+            Ok(session) => gathered.push(session.partition, session, usize::MAX),
+            Err(reason) => {
                 // Not waited for: the next record goes on, and a lost dead letter is in the producer's log.
-                Err(reason) => drop(bury(&appender, dead_letters.clone(), record, &reason)),
+                drop(bury(&appender, dead_letters.clone(), record, &reason));
+                Ok(())
             }
-            Ok(())
-        }
-        other => hand_on(&wakes, &other, &mut gathered, Source::Sessions, Wake::Sessions),
+        },
+        other => gathered.hand_on(&other),
     })
 }
 
-/// Sends what was gathered, in front of the news that a partition is complete.
-fn hand_on<T>(
-    wakes: &Wakes,
-    read: &Read<'_>,
-    gathered: &mut Vec<T>,
+/// What was read of a topic whose partitions belong to engines, by engine.
+struct Gathered<T> {
+    engines: Engines,
     source: Source,
-    wake: impl Fn(Vec<T>) -> Wake,
-) -> Result<(), Closed> {
-    // Taken before anything waits for the engine's thread: meanwhile that may have the partition read again, and this is not
-    // the end of that reading. What remains is the moment between the client's poll and here.
-    let generation = wakes.generation.load(Ordering::Acquire);
-    if !gathered.is_empty() {
-        send(&wakes.wakes, wake(std::mem::take(gathered)))?;
+    wake: fn(Vec<T>) -> Wake,
+    gathered: Vec<Vec<T>>,
+}
+
+impl<T> Gathered<T> {
+    fn new(engines: Engines, source: Source, wake: fn(Vec<T>) -> Wake) -> Gathered<T> {
+        let gathered = (0..engines.count()).map(|_| Vec::new()).collect();
+        Gathered { engines, source, wake, gathered }
     }
-    match read {
-        Read::CaughtUp(partition) => send(&wakes.wakes, Wake::CaughtUp(source, *partition, generation)),
-        Read::Record(_) | Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
+
+    /// Keeps a record of a partition until there is a pause, or until there are so many.
+    fn push(&mut self, partition: i32, record: T, at_once_max: usize) -> Result<(), Closed> {
+        let engine = self.engines.of(partition);
+        self.gathered[engine].push(record);
+        if self.gathered[engine].len() < at_once_max { Ok(()) } else { self.send(engine) }
+    }
+
+    /// Sends what was gathered, in front of the news that a partition is complete.
+    fn hand_on(&mut self, read: &Read<'_>) -> Result<(), Closed> {
+        (0..self.gathered.len()).try_for_each(|engine| self.send(engine))?;
+        if let Read::CaughtUp(partition, generation) = *read {
+            let wake = Wake::CaughtUp(self.source, partition, generation);
+            self.engines.wake(self.engines.of(partition), wake)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, engine: usize) -> Result<(), Closed> {
+        if self.gathered[engine].is_empty() {
+            return Ok(());
+        }
+        let gathered = std::mem::take(&mut self.gathered[engine]);
+        Ok(self.engines.wake(engine, (self.wake)(gathered))?)
     }
 }
 
-fn raw<'a>(record: &'a BorrowedMessage<'_>) -> Raw<'a> {
-    let appended_at = record.timestamp().to_millis().map(TimestampMs);
-    Raw { partition: record.partition(), key: record.key(), value: record.payload(), appended_at }
+impl From<Ended> for Closed {
+    fn from(_: Ended) -> Closed {
+        Closed
+    }
+}
+
+fn raw<'a>(record: &Record<'a>) -> Raw<'a> {
+    let (partition, appended_at) = (record.partition(), record.appended_at());
+    Raw { partition, key: record.key(), value: record.value(), appended_at }
 }
 
 /// Takes what was decoded, or counts what could not be.
-fn counted<T>(record: &BorrowedMessage<'_>, decoded: Result<T, String>) -> Option<T> {
+fn counted<T>(record: &Record<'_>, decoded: Result<T, String>) -> Option<T> {
     decoded.map_err(|reason| count_undecodable(record, &reason)).ok()
 }
 
-fn count_undecodable(record: &BorrowedMessage<'_>, reason: &str) {
+fn count_undecodable(record: &Record<'_>, reason: &str) {
     metrics::counter!("nearby_undecodable_records_total", "topic" => record.topic().to_owned()).increment(1);
     let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());
     tracing::warn!(topic, partition, offset, reason, "undecodable record");
-}
-
-fn send(wakes: &SyncSender<Wake>, wake: Wake) -> Result<(), reader::Closed> {
-    wakes.send(wake).map_err(|_| Closed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_end_belongs_to_the_reading_in_which_it_was_come_upon() {
-        let (wakes, inbox) = std::sync::mpsc::sync_channel(2);
-        let wakes = Wakes { wakes, generation: Arc::new(AtomicU64::new(1)) };
-        let read_again = |_| {
-            wakes.generation.store(2, Ordering::Release);
-            Wake::Lists(Vec::new())
-        };
-        let handed_on = hand_on(&wakes, &Read::CaughtUp(7), &mut vec![()], Source::Lists, read_again);
-        assert!(handed_on.is_ok());
-        assert!(matches!(inbox.recv(), Ok(Wake::Lists(_))));
-        assert!(matches!(inbox.recv(), Ok(Wake::CaughtUp(Source::Lists, 7, 1))));
-    }
 }

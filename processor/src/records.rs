@@ -1,7 +1,7 @@
 //! Records of the log, as the engine takes them. Pure: bytes in, or the reason why not.
 
 use crate::decider::CLOCK_BACK_MS_MAX;
-use crate::wake::{Listed, Reported, Sessioned, Wake};
+use crate::wake::{Listed, Reported, Sessioned};
 use nearby_schemas::codec::{Codec, DecodeError, Record};
 use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
@@ -12,6 +12,15 @@ use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Ses
 /// before it, for the latest.
 pub fn oldest_needed(inactive_after_ms: i64, now: TimestampMs) -> TimestampMs {
     now.plus_ms(inactive_after_ms.saturating_neg()).plus_ms(-CLOCK_BACK_MS_MAX)
+}
+
+/// A processor serves when it knows the reports of so long before its start: nearly everybody reports every 30 s.
+const NEWEST_MS: i64 = 90_000;
+
+/// From which append time on reports are read first: not before this the group is joined. `None` if that is all.
+pub fn newest_since(inactive_after_ms: i64, now: TimestampMs) -> Option<TimestampMs> {
+    let since = now.plus_ms(-NEWEST_MS);
+    (since > oldest_needed(inactive_after_ms, now)).then_some(since)
 }
 
 /// A record that was read, but for its offset, which nobody here needs.
@@ -93,17 +102,17 @@ impl Decoders {
         Ok(Sessioned { partition: raw.partition, user, gateway, ask })
     }
 
-    /// A record of `gateways`.
+    /// A record of `gateways`: whose, and when it was appended; a tombstone has no time.
     ///
     /// # Errors
     /// Why it cannot be read.
-    pub fn heartbeat(&self, raw: Raw<'_>) -> Result<Wake, String> {
+    pub fn heartbeat(&self, raw: Raw<'_>) -> Result<(GatewayId, Option<TimestampMs>), String> {
         if raw.value.is_none() {
             let key = text(raw.key).and_then(|key| GatewayId::new(key).ok());
-            return Ok(Wake::Heartbeat(key.ok_or("a tombstone whose key is no gateway")?, None));
+            return Ok((key.ok_or("a tombstone whose key is no gateway")?, None));
         }
         let heartbeat = decode(&self.heartbeats, raw.value)?;
-        Ok(Wake::Heartbeat(heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
+        Ok((heartbeat.gateway, Some(raw.appended_at.unwrap_or_default())))
     }
 
     /// A record has to be where the Java client's partitioner puts its user; elsewhere it would have a second owner.

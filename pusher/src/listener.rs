@@ -1,15 +1,15 @@
 //! Reads the gateway's topic into the hub. What cannot be read ends in new snapshots, not in a silent gap.
 
 use crate::hub::Hub;
-use nearby_schemas::GatewayId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::DecodeError;
+use nearby_schemas::{GatewayId, TimestampMs};
 use nearby_service::Stop;
 use nearby_service::append::Appender;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
+use nearby_service::metrics::hop;
 use nearby_service::reader::{OutOfLog, Read, Reader, Start};
-use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,9 +44,12 @@ pub fn start(
         let _entered = runtime.enter();
         match read {
             Read::Record(record) => {
-                let bytes = record.payload().ok_or(DecodeError::NotSingleObject);
+                let bytes = record.value().ok_or(DecodeError::NotSingleObject);
                 match bytes.and_then(|bytes| codec.decode(bytes)) {
-                    Ok(batch) => reading_hub.apply(&batch),
+                    Ok(batch) => {
+                        hop("pusher", TimestampMs::now().since_ms(batch.emitted_at));
+                        reading_hub.apply(&batch);
+                    }
                     Err(error) => {
                         // Not waited for: what matters to clients is the snapshot.
                         drop(bury(&appender, dead_letters.clone(), record, &error.to_string()));
@@ -58,11 +61,11 @@ pub fn start(
                 tracing::error!(%error, "fell behind the gateway topic's retention");
                 trouble.overrun.notify_one();
             }
-            Read::CaughtUp(_) | Read::Pause => {}
+            Read::CaughtUp(..) | Read::Pause => {}
         }
         Ok(())
     })?;
-    reader.add(&[(0, Start::Beginning)])?;
+    reader.add(&[(0, Start::Beginning)], 0);
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -91,6 +94,7 @@ async fn resume_at_end(reader: &Reader) {
 
 fn skip_to_end(reader: &Reader) -> Result<(), KafkaError> {
     let (_, end) = reader.watermarks(0)?;
-    reader.remove(&[0])?;
-    reader.add(&[(0, Start::At(end))])
+    reader.remove(&[0]);
+    reader.add(&[(0, Start::At(end))], 0);
+    Ok(())
 }

@@ -5,6 +5,7 @@
 
 pub mod append;
 pub mod auth;
+pub mod consume;
 pub mod dead_letters;
 pub mod health;
 pub mod http;
@@ -13,6 +14,7 @@ pub mod logs;
 pub mod membership;
 pub mod metrics;
 pub mod problem;
+mod progress;
 pub mod reader;
 pub mod registry;
 pub mod settings;

@@ -35,6 +35,14 @@ pub fn start() {
     });
 }
 
+/// How long a report took for one hop of its way, in milliseconds between two times of the wall, which may be those of two
+/// machines: `phone` from the report to a gateway or the ingest (one in each request), `ingest` from there to the broker's
+/// acknowledgement, `processor` from the log to the decision, `pusher` from the processor's batch to the sockets' outboxes.
+pub fn hop(hop: &'static str, ms: i64) {
+    #[expect(clippy::cast_precision_loss, reason = "a delay in milliseconds is far below 2^52")]
+    metrics::histogram!("nearby_hop_seconds", "hop" => hop).record(ms.max(0) as f64 / 1000.0);
+}
+
 /// Everything collected, as `/metrics` serves it.
 pub fn render() -> String {
     HANDLE.get().map(PrometheusHandle::render).unwrap_or_default()

@@ -1,27 +1,35 @@
 //! Reading partitions from explicit offsets on a thread of its own.
 //!
 //! The consumer is assigned by hand and never subscribed: no rebalance can take a partition away in the middle of a record.
+//! The thread alone knows how far each partition was read; what others want of it are requests, which it takes between two
+//! fetches. It also looks after partitions that have fallen silent, and measures how far behind it is.
 
 use crate::Stop;
+use crate::consume::{Fetched, Queue, Record};
 use crate::kafka::{Kafka, REQUEST_TIMEOUT};
+use crate::progress::{Moved, Progress};
+use nearby_schemas::TimestampMs;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::BorrowedMessage;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{self, TryRecvError};
+use std::time::{Duration, Instant};
 
-/// After so many records in a row the handler gets to hand on what it has gathered.
-const RECORDS_AT_ONCE_MAX: usize = 1_000;
-/// How long a quiet reader sleeps before it looks at its stop signal.
-const QUIET_POLL: Duration = Duration::from_millis(100);
+/// How long a quiet reader waits before it looks at its requests and its stop signal.
+const QUIET_WAIT: Duration = Duration::from_millis(20);
+/// What a broker did not take is tried again after so long.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it measures how far behind it is, and looks for partitions that have fallen silent.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a reader comes upon.
 pub enum Read<'a> {
     /// The next record of its partition.
-    Record(&'a BorrowedMessage<'a>),
-    /// All that was in this partition has been read.
-    CaughtUp(i32),
+    Record(&'a Record<'a>),
+    /// All that was in this partition when it was added has been read; with the number of the reading, as given to
+    /// [`Reader::add`].
+    CaughtUp(i32, u64),
     /// Nothing more right now, or enough in a row: hand on what was gathered.
     Pause,
     /// The wanted offset is not in the log (any more); only with [`OutOfLog::Report`].
@@ -50,7 +58,7 @@ pub enum Start {
 }
 
 /// Keeps the ends of partitions, which are news to us, out of the client's log of errors.
-struct Quiet;
+pub(crate) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -67,9 +75,35 @@ impl ConsumerContext for Quiet {}
 pub struct Reader {
     consumer: Arc<BaseConsumer<Quiet>>,
     topic: String,
+    requests: mpsc::Sender<Request>,
+}
+
+enum Request {
+    Add(Vec<(i32, Start)>, u64),
+    /// Read these ranges of offsets and no further.
+    AddRanges(Vec<(i32, i64, i64)>),
+    Remove(Vec<i32>),
 }
 
 impl Reader {
+    /// Starts a thread that reads, of each of these partitions, the offsets from the first number to before the second, which
+    /// is greater, and no more. The older part of the log is what that is for, and it is measured by this name.
+    ///
+    /// # Errors
+    /// On a bad configuration.
+    pub fn of_ranges(
+        kafka: &Kafka,
+        topic: String,
+        ranges: Vec<(i32, i64, i64)>,
+        stop: Stop,
+        handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
+    ) -> Result<(), KafkaError> {
+        let measured_as = format!("{topic} (older)");
+        let reader = Reader::spawn(kafka, topic, measured_as, OutOfLog::GoOnAtBeginning, stop, handle)?;
+        reader.request(Request::AddRanges(ranges));
+        Ok(())
+    }
+
     /// Starts the thread, which reads nothing until partitions are added.
     ///
     /// # Errors
@@ -81,6 +115,17 @@ impl Reader {
         stop: Stop,
         handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
     ) -> Result<Reader, KafkaError> {
+        Reader::spawn(kafka, topic.clone(), topic, out_of_log, stop, handle)
+    }
+
+    fn spawn(
+        kafka: &Kafka,
+        topic: String,
+        measured_as: String,
+        out_of_log: OutOfLog,
+        stop: Stop,
+        handle: impl FnMut(Read<'_>) -> Result<(), Closed> + Send + 'static,
+    ) -> Result<Reader, KafkaError> {
         let mut config = kafka.reader_config();
         let reset = match out_of_log {
             OutOfLog::Report => "error",
@@ -88,39 +133,24 @@ impl Reader {
         };
         config.set("auto.offset.reset", reset);
         let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(config.create_with_context(Quiet)?);
-        let reader = Reader { consumer, topic };
-        let (consumer, name) = (Arc::clone(&reader.consumer), format!("read {}", reader.topic));
-        let thread = std::thread::Builder::new().name(name);
-        thread.spawn(move || run(&consumer, &stop, handle)).map_err(|_| KafkaError::Canceled)?;
+        let (requests, inbox) = mpsc::channel();
+        let reader = Reader { consumer: Arc::clone(&consumer), topic: topic.clone(), requests };
+        let thread = std::thread::Builder::new().name(format!("read {measured_as}"));
+        let (queue, progress) = (Queue::new(Arc::clone(&consumer), &topic), Progress::default());
+        let reading = Reading { queue, consumer, topic, measured_as, progress };
+        thread.spawn(move || reading.run(&inbox, &stop, handle)).map_err(|_| KafkaError::Canceled)?;
         Ok(reader)
     }
 
-    /// Reads these partitions too.
-    ///
-    /// # Errors
-    /// What librdkafka says.
-    pub fn add(&self, partitions: &[(i32, Start)]) -> Result<(), KafkaError> {
-        let mut list = TopicPartitionList::new();
-        for (partition, start) in partitions {
-            let offset = match start {
-                Start::Beginning => Offset::Beginning,
-                Start::At(offset) => Offset::Offset(*offset),
-            };
-            list.add_partition_offset(&self.topic, *partition, offset)?;
-        }
-        self.consumer.incremental_assign(&list)
+    /// Reads these partitions too. Each is caught up when all has been read that was there when the broker was asked, which
+    /// is soon after this.
+    pub fn add(&self, partitions: &[(i32, Start)], reading: u64) {
+        self.request(Request::Add(partitions.to_vec(), reading));
     }
 
     /// Reads these partitions no longer.
-    ///
-    /// # Errors
-    /// What librdkafka says.
-    pub fn remove(&self, partitions: &[i32]) -> Result<(), KafkaError> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, *partition);
-        }
-        self.consumer.incremental_unassign(&list)
+    pub fn remove(&self, partitions: &[i32]) {
+        self.request(Request::Remove(partitions.to_vec()));
     }
 
     /// First and next offset of a partition. Blocks for at most [`REQUEST_TIMEOUT`].
@@ -135,53 +165,249 @@ impl Reader {
     ///
     /// # Errors
     /// When no broker answers.
-    pub fn offsets_at(&self, partitions: i32, timestamp_ms: i64) -> Result<Vec<(i32, Start)>, KafkaError> {
+    pub fn offsets_at(&self, partitions: i32, timestamp_ms: i64) -> Result<Vec<(i32, i64)>, KafkaError> {
         let mut list = TopicPartitionList::new();
         for partition in 0..partitions {
             list.add_partition_offset(&self.topic, partition, Offset::Offset(timestamp_ms))?;
         }
         let found = self.consumer.offsets_for_times(list, REQUEST_TIMEOUT)?;
         let start = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| match element.offset() {
-            Offset::Offset(offset) => Ok((element.partition(), Start::At(offset))),
+            Offset::Offset(offset) => Ok((element.partition(), offset)),
             // No record is that young: everything that comes from now on.
-            _ => self.watermarks(element.partition()).map(|(_, end)| (element.partition(), Start::At(end))),
+            _ => self.watermarks(element.partition()).map(|(_, end)| (element.partition(), end)),
         };
         found.elements().iter().map(start).collect()
     }
-}
 
-fn run(consumer: &BaseConsumer<Quiet>, stop: &Stop, mut handle: impl FnMut(Read<'_>) -> Result<(), Closed>) {
-    let mut in_a_row = 0;
-    while !stop.is_cancelled() {
-        let timeout = if in_a_row == 0 { QUIET_POLL } else { Duration::ZERO };
-        let handled = match consumer.poll(timeout) {
-            Some(Ok(record)) => {
-                in_a_row += 1;
-                let handled = handle(Read::Record(&record));
-                if in_a_row < RECORDS_AT_ONCE_MAX {
-                    handled
-                } else {
-                    in_a_row = 0;
-                    handled.and_then(|()| handle(Read::Pause))
-                }
-            }
-            None if in_a_row > 0 => {
-                in_a_row = 0;
-                handle(Read::Pause)
-            }
-            None => Ok(()),
-            Some(Err(KafkaError::PartitionEOF(partition))) => handle(Read::CaughtUp(partition)),
-            Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                handle(Read::OffsetOutOfLog(error))
-            }
-            // Whatever else the client reports, it goes on trying by itself.
-            Some(Err(error)) => {
-                tracing::warn!(%error, "reading from Kafka");
-                Ok(())
-            }
-        };
-        if handled.is_err() {
-            return;
-        }
+    fn request(&self, request: Request) {
+        // A reader that has ended reads nothing, whatever is asked of it.
+        drop(self.requests.send(request));
     }
 }
+
+/// The thread's part.
+struct Reading {
+    // The first to be dropped: see there.
+    queue: Queue<Quiet>,
+    consumer: Arc<BaseConsumer<Quiet>>,
+    topic: String,
+    /// In metrics.
+    measured_as: String,
+    progress: Progress,
+}
+
+impl Reading {
+    fn run(
+        mut self,
+        inbox: &mpsc::Receiver<Request>,
+        stop: &Stop,
+        mut handle: impl FnMut(Read<'_>) -> Result<(), Closed>,
+    ) {
+        // What the broker has still to be asked about.
+        let mut unanswered: Vec<(Vec<(i32, Start)>, u64)> = Vec::new();
+        let mut ask_at = Instant::now();
+        let mut look_at = Instant::now() + LOOK_INTERVAL;
+        while !stop.is_cancelled() {
+            loop {
+                match inbox.try_recv() {
+                    Ok(Request::Add(partitions, reading)) => unanswered.push((partitions, reading)),
+                    Ok(Request::AddRanges(ranges)) => self.add_ranges(&ranges),
+                    Ok(Request::Remove(partitions)) => {
+                        for (waiting, _) in &mut unanswered {
+                            waiting.retain(|(partition, _)| !partitions.contains(partition));
+                        }
+                        self.remove(&partitions);
+                    }
+                    // Whoever started it has all it wants of it; the stop signal ends it.
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+            if !unanswered.is_empty() && Instant::now() >= ask_at {
+                unanswered.retain(|(partitions, reading)| match self.add(partitions, *reading) {
+                    Ok(()) => false,
+                    Err(error) => {
+                        tracing::warn!(%error, topic = self.topic, "a partition cannot be read yet");
+                        ask_at = Instant::now() + RETRY_INTERVAL;
+                        true
+                    }
+                });
+            }
+            if self.fetch(&mut handle).is_err() {
+                return;
+            }
+            if Instant::now() >= look_at {
+                look_at = Instant::now() + LOOK_INTERVAL;
+                self.look_after_silent();
+                self.measure();
+            }
+        }
+    }
+
+    /// Whatever is there now, or comes within a moment.
+    fn fetch(&mut self, handle: &mut impl FnMut(Read<'_>) -> Result<(), Closed>) -> Result<(), Closed> {
+        let Reading { queue, progress, .. } = self;
+        let began = Instant::now();
+        let (mut waited, mut ranges_read, mut appended_at) = (None, Vec::new(), None);
+        for fetched in queue.fetch(QUIET_WAIT) {
+            waited.get_or_insert_with(|| began.elapsed());
+            let moved = match fetched {
+                Fetched::Record(record) => {
+                    let moved = progress.record(record.partition(), record.offset());
+                    if moved != Moved::Unwanted {
+                        appended_at = Some(record);
+                        handle(Read::Record(&record))?;
+                    }
+                    (record.partition(), moved)
+                }
+                Fetched::End(partition, offset) => (partition, progress.end(partition, offset)),
+                Fetched::Failed(_, RDKafkaErrorCode::AutoOffsetReset, words) => {
+                    tracing::warn!(words, topic = self.topic, "an offset is not in the log");
+                    handle(Read::OffsetOutOfLog(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)))?;
+                    continue;
+                }
+                // Whatever else the client reports, it goes on trying by itself.
+                Fetched::Failed(partition, code, words) => {
+                    tracing::warn!(%code, words, topic = self.topic, partition, "reading from Kafka");
+                    continue;
+                }
+            };
+            match moved {
+                (_, Moved::Unwanted | Moved::On) => {}
+                (partition, Moved::CaughtUp(reading)) => handle(Read::CaughtUp(partition, reading))?,
+                (partition, Moved::RangeRead) => {
+                    ranges_read.push(partition);
+                    handle(Read::CaughtUp(partition, 0))?;
+                }
+            }
+        }
+        if let Some(record) = appended_at.and_then(|record: Record<'_>| record.appended_at()) {
+            progress.newest_appended_at = Some(record);
+        }
+        progress.waited(waited.unwrap_or(QUIET_WAIT).min(QUIET_WAIT));
+        if waited.is_some() {
+            handle(Read::Pause)?;
+        }
+        if !ranges_read.is_empty() {
+            self.remove(&ranges_read);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, partitions: &[(i32, Start)], reading: u64) -> Result<(), KafkaError> {
+        let numbers: Vec<i32> = partitions.iter().map(|(partition, _)| *partition).collect();
+        let ends = self.ends(&numbers)?;
+        let mut list = TopicPartitionList::new();
+        for (partition, start) in partitions {
+            let offset = match start {
+                Start::Beginning => Offset::Beginning,
+                Start::At(offset) => Offset::Offset(*offset),
+            };
+            list.add_partition_offset(&self.topic, *partition, offset)?;
+        }
+        self.consumer.incremental_assign(&list)?;
+        for ((partition, start), (_, end)) in partitions.iter().zip(ends) {
+            let next = match start {
+                Start::Beginning => None,
+                Start::At(offset) => Some(*offset),
+            };
+            self.progress.add(*partition, next, end, reading);
+        }
+        self.measure();
+        Ok(())
+    }
+
+    fn add_ranges(&mut self, ranges: &[(i32, i64, i64)]) {
+        for (partition, from, to) in ranges {
+            self.progress.add_range(*partition, *from, *to);
+        }
+        let starts: Vec<(i32, i64)> = ranges.iter().map(|(partition, from, _)| (*partition, *from)).collect();
+        if let Err(error) = self.assign(&starts) {
+            tracing::error!(%error, topic = self.topic, "ranges of offsets cannot be read");
+        }
+    }
+
+    fn assign(&self, starts: &[(i32, i64)]) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in starts {
+            list.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
+        }
+        self.consumer.incremental_assign(&list)
+    }
+
+    fn remove(&mut self, partitions: &[i32]) {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            if self.progress.remove(*partition) {
+                list.add_partition(&self.topic, *partition);
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.incremental_unassign(&list)
+        {
+            tracing::error!(%error, topic = self.topic, ?partitions, "cannot stop reading");
+        }
+    }
+
+    /// The ends of these partitions now, in their order. Blocks for at most [`REQUEST_TIMEOUT`].
+    fn ends(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            // As a time to look up, it is the end.
+            list.add_partition_offset(&self.topic, *partition, Offset::End)?;
+        }
+        let found = self.consumer.offsets_for_times(list, REQUEST_TIMEOUT)?;
+        let end = |partition: &i32| {
+            let element = found.find_partition(&self.topic, *partition).ok_or(KafkaError::Canceled)?;
+            element.error()?;
+            match element.offset() {
+                Offset::Offset(end) => Ok((*partition, end)),
+                _ => Err(KafkaError::Canceled),
+            }
+        };
+        partitions.iter().map(end).collect()
+    }
+
+    /// A consumer can stop reading a partition without an error. Then the broker has more than we were given: the partition
+    /// is assigned anew.
+    fn look_after_silent(&mut self) {
+        let silent = self.progress.silent();
+        if silent.is_empty() {
+            return;
+        }
+        // A broker that does not answer is the reason, then, and says so elsewhere.
+        let Ok(ends) = self.ends(&silent) else { return };
+        let stalled = self.progress.stalled(&ends);
+        if stalled.is_empty() {
+            return;
+        }
+        tracing::error!(topic = self.topic, ?stalled, "a consumer stopped reading without an error: assigned anew");
+        metrics::counter!("nearby_reader_stalls_total", "topic" => self.topic.clone()).increment(stalled.len() as u64);
+        let mut list = TopicPartitionList::new();
+        for (partition, _) in &stalled {
+            list.add_partition(&self.topic, *partition);
+        }
+        let unassigned = self.consumer.incremental_unassign(&list);
+        // Resumed, too: an assignment takes over what it finds.
+        let again = unassigned.and_then(|()| self.assign(&stalled)).and_then(|()| self.consumer.resume(&list));
+        if let Err(error) = again {
+            tracing::error!(%error, topic = self.topic, "assigning anew");
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of records and milliseconds are far below 2^52")]
+    fn measure(&self) {
+        let behind = self.progress.behind(|partition| self.queue.known_end(partition));
+        let seconds = match self.progress.newest_appended_at {
+            Some(appended_at) if behind > 0 => TimestampMs::now().since_ms(appended_at).max(0) as f64 / 1000.0,
+            _ => 0.0,
+        };
+        let topic = || self.measured_as.clone();
+        metrics::gauge!("nearby_reader_lag_records", "topic" => topic()).set(behind as f64);
+        metrics::gauge!("nearby_reader_lag_seconds", "topic" => topic()).set(seconds);
+        metrics::gauge!("nearby_restore_remaining_records", "topic" => topic()).set(self.progress.remaining() as f64);
+    }
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -10,10 +10,11 @@ use nearby_engine::{Engine, EngineSettings, GatewayIndex};
 use nearby_processor::decider::{Action, Decider, Progress};
 use nearby_processor::packing::{Batch, viewers_of};
 use nearby_processor::records::{Raw, oldest_needed};
-use nearby_processor::wake::{Source, Wake};
+use nearby_processor::wake::{Reports, Source, Wake};
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{Session, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// As in production.
 const TICK_MS: i64 = 200;
@@ -56,6 +57,8 @@ struct Run {
     inbox: VecDeque<Wake>,
     /// Positions in `location-events`.
     reports: BTreeMap<i32, Reading>,
+    /// Positions in its older part, if the newest come first.
+    older: BTreeMap<i32, Reading>,
     /// Position in `gateways`, whose reader is late at times.
     heartbeats: Reading,
     heartbeats_held_until_ms: i64,
@@ -188,23 +191,37 @@ impl Run {
             gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
         };
         let oldest = oldest_needed(settings.inactive_after_ms, around.wall(ahead_ms));
+        let (partitions, looks_at_once_max) = (around.plan.partitions, around.plan.looks_at_once_max);
+        let mut decider = Decider::new(
+            Engine::with_looks_at_once(settings, looks_at_once_max),
+            partitions,
+            around.wall(ahead_ms),
+            Codec::new(),
+        );
+        let newest_ms = around.dice.between(0, settings.inactive_after_ms / 2);
+        let since = around.wall(ahead_ms).plus_ms(-newest_ms);
+        let newest_first = around.dice.chance(0.7);
+        if newest_first {
+            decider.newest_first(since);
+        }
+        let offset = |partition, time| around.broker.offset_at(Topic::LocationEvents, partition, time);
         let reading = |partition| {
-            let next = around.broker.offset_at(Topic::LocationEvents, partition, oldest);
+            let next = offset(partition, if newest_first { since } else { oldest });
             (partition, Reading::new(around, Topic::LocationEvents, partition, next, 0))
         };
-        let (partitions, looks_at_once_max) = (around.plan.partitions, around.plan.looks_at_once_max);
+        let older = |partition| {
+            let (next, end) = (offset(partition, oldest), offset(partition, since));
+            (partition, Reading { end, ..Reading::new(around, Topic::LocationEvents, partition, next, 0) })
+        };
         let reports = (0..partitions).map(reading).collect();
+        let older = (0..partitions).filter(|_| newest_first).map(older).collect();
         Run {
             producer: around.broker.producer(who),
-            decider: Decider::new(
-                Engine::with_looks_at_once(settings, looks_at_once_max),
-                partitions,
-                around.wall(ahead_ms),
-                Codec::new(),
-            ),
+            decider,
             unfinished: false,
             inbox: VecDeque::new(),
             reports,
+            older,
             heartbeats: Reading::new(around, Topic::Gateways, 0, 0, 0),
             heartbeats_held_until_ms: around.now_ms() + if around.dice.chance(0.1) { HEARTBEATS_LATE_MS } else { 0 },
             lists: BTreeMap::new(),
@@ -245,17 +262,19 @@ impl Run {
                 reports.extend(around.decoders.report(raw));
             });
             if reading.ends_now(around, Topic::LocationEvents, *partition) {
-                inbox.push_back(Wake::Reports(std::mem::take(&mut reports)));
+                inbox.push_back(Wake::from(std::mem::take(&mut reports)));
                 inbox.push_back(Wake::CaughtUp(Source::Reports, *partition, 0));
             }
         }
         if !reports.is_empty() {
-            inbox.push_back(Wake::Reports(reports));
+            inbox.push_back(Wake::from(reports));
         }
+        self.read_older(around);
+        let inbox = &mut self.inbox;
         if around.now_ms() >= self.heartbeats_held_until_ms {
             let heartbeats = &mut self.heartbeats;
             read_some(around, Topic::Gateways, 0, heartbeats, |around, raw| {
-                inbox.extend(around.decoders.heartbeat(raw))
+                inbox.extend(around.decoders.heartbeat(raw).map(|(gateway, at)| Wake::Heartbeat(gateway, at)))
             });
             if heartbeats.ends_now(around, Topic::Gateways, 0) {
                 inbox.push_back(Wake::CaughtUp(Source::Heartbeats, 0, 0));
@@ -285,8 +304,35 @@ impl Run {
         inbox.retain(|wake| match wake {
             Wake::Lists(lists) => !lists.is_empty(),
             Wake::Sessions(sessions) => !sessions.is_empty(),
+            Wake::OlderReports(reports) => !reports.reports.is_empty(),
             _ => true,
         });
+    }
+
+    /// The reader of the older part, if the newest come first.
+    fn read_older(&mut self, around: &mut Around) {
+        if self.older.is_empty() {
+            return;
+        }
+        let mut reports = Vec::new();
+        for (partition, reading) in &mut self.older {
+            for _ in 0..around.dice.between(0, RECORDS_AT_ONCE_MAX) {
+                let read = around.broker.read(Topic::LocationEvents, *partition, reading.next);
+                let Some((offset, record)) = read.filter(|(offset, _)| *offset < reading.end) else {
+                    reading.caught_up = !around.broker.away;
+                    break;
+                };
+                reading.next = offset + 1;
+                let (key, value) = (record.key.as_deref(), record.value.as_deref());
+                let raw = Raw { partition: *partition, key, value, appended_at: Some(record.appended_at) };
+                reports.extend(around.decoders.report(raw));
+            }
+        }
+        self.inbox.push_back(Wake::OlderReports(Arc::new(Reports { reports, appended_at: None })));
+        self.older.retain(|_, reading| !reading.caught_up);
+        if self.older.is_empty() {
+            self.inbox.push_back(Wake::OlderAreRead);
+        }
     }
 
     /// A turn of the engine's thread; true if the process has to end.
@@ -407,6 +453,7 @@ impl Run {
         };
         self.unfinished
             || !self.inbox.is_empty()
+            || !self.older.is_empty()
             || self.reports.iter().any(|reading| more(Topic::LocationEvents, reading))
             || self.lists.iter().any(|reading| more(Topic::FriendLists, reading))
             || self.sessions.iter().any(|reading| more(Topic::Sessions, reading))
@@ -426,9 +473,9 @@ impl Reading {
         Reading { next, end, generation, caught_up: false, begins_at_ms: 0 }
     }
 
-    /// Whether its end was reached just now: for reports the end that the log had, for what is compacted that which it has.
+    /// Whether the end was reached just now that the log had when its reading began, or all that it has.
     fn ends_now(&mut self, around: &Around, topic: Topic, partition: i32) -> bool {
-        let had_read = topic == Topic::LocationEvents && self.next >= self.end;
+        let had_read = self.next >= self.end;
         let ends = had_read || around.broker.read(topic, partition, self.next).is_none();
         let ends_now = ends && !around.broker.away && !self.caught_up;
         self.caught_up |= ends_now;

@@ -142,7 +142,7 @@ impl Pipeline {
             let (cut, flushes, takes) = cuts[index % cuts.len()];
             // Reports and lists are read apart: one may wait for longer than the other.
             if cut & 1 == 0 {
-                self.wake(Wake::Reports(std::mem::take(&mut reports)));
+                self.wake(Wake::from(std::mem::take(&mut reports)));
             }
             if cut & 2 == 0 {
                 self.wake(Wake::Lists(std::mem::take(&mut lists)));
@@ -155,7 +155,7 @@ impl Pipeline {
                 self.frame(*user);
             }
         }
-        self.wake(Wake::Reports(reports));
+        self.wake(Wake::from(reports));
         self.wake(Wake::Lists(lists));
         self.tick();
         while self.decider.resume(TimestampMs(self.now_ms)) {}

@@ -6,11 +6,10 @@
 use crate::record::{Decoder, Record};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
+use nearby_service::consume;
 use nearby_service::kafka::Kafka;
 use nearby_service::reader::{Closed, OutOfLog, Read, Reader, Start};
-use rdkafka::Message;
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
@@ -53,7 +52,7 @@ impl Feed {
                 gathered.push(record(&decoder, message));
                 if gathered.len() < CHUNK_ROWS_MAX { Ok(()) } else { hand_on(&sender, &mut gathered) }
             }
-            Read::CaughtUp(_) | Read::Pause => hand_on(&sender, &mut gathered),
+            Read::CaughtUp(..) | Read::Pause => hand_on(&sender, &mut gathered),
             Read::OffsetOutOfLog(error) => {
                 hand_on(&sender, &mut gathered)?;
                 sender.blocking_send(Fed::OffsetRefused(error.to_string())).map_err(|_| Closed)
@@ -61,7 +60,7 @@ impl Feed {
         };
         let reader = Reader::start(kafka, topic, OutOfLog::Report, stop.clone(), handle)?;
         let start = |(partition, next): &(i32, Option<i64>)| (*partition, next.map_or(Start::Beginning, Start::At));
-        reader.add(&partitions.iter().map(start).collect::<Vec<_>>())?;
+        reader.add(&partitions.iter().map(start).collect::<Vec<_>>(), 0);
         Ok(Feed { reader, records, _stop: stop.drop_guard() })
     }
 
@@ -83,7 +82,7 @@ fn hand_on(sender: &mpsc::Sender<Fed>, gathered: &mut Vec<Record>) -> Result<(),
     sender.blocking_send(Fed::Records(std::mem::take(gathered))).map_err(|_| Closed)
 }
 
-fn record(decoder: &Decoder, message: &BorrowedMessage<'_>) -> Record {
-    let appended_at = message.timestamp().to_millis().map_or_else(TimestampMs::now, TimestampMs);
-    decoder.decode(message.partition(), message.offset(), message.key(), message.payload(), appended_at)
+fn record(decoder: &Decoder, message: &consume::Record<'_>) -> Record {
+    let appended_at = message.appended_at().unwrap_or_else(TimestampMs::now);
+    decoder.decode(message.partition(), message.offset(), message.key(), message.value(), appended_at)
 }

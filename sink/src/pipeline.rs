@@ -15,12 +15,10 @@ use crate::write::{Session, WriteError, Written};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::append::Appender;
-use nearby_service::dead_letters;
+use nearby_service::dead_letters::{self, Original};
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
 use nearby_service::membership::{Membership, MembershipEvent};
-use rdkafka::Timestamp;
-use rdkafka::message::OwnedMessage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -209,7 +207,7 @@ impl Pipeline {
     async fn bury(&self, attempt: &Attempt) -> Vec<Result<(), String>> {
         let (appender, letters) = (&self.around.appender, self.around.kafka.topics.dead_letters());
         let bury = |(record, reason): (&Record, &str)| {
-            dead_letters::bury(appender, letters.clone(), &original(&self.topic, record), reason)
+            dead_letters::bury(appender, letters.clone(), original(&self.topic, record), reason)
         };
         let under_way: Vec<_> = self.course.letters(attempt).map(bury).collect();
         let mut acknowledged = Vec::with_capacity(under_way.len());
@@ -308,10 +306,9 @@ async fn next_of(feed: &mut Option<Feed>) -> Option<Fed> {
     }
 }
 
-fn original(topic: &str, record: &Record) -> OwnedMessage {
-    let (key, value) = (record.key.clone(), record.value.clone());
-    let appended_at = Timestamp::CreateTime(record.appended_at.0);
-    OwnedMessage::new(value, key, topic.to_owned(), appended_at, record.partition, record.offset, None)
+fn original<'a>(topic: &'a str, record: &'a Record) -> Original<'a> {
+    let (partition, offset) = (record.partition, record.offset);
+    Original { topic, partition, offset, key: record.key.as_deref(), value: record.value.as_deref() }
 }
 
 fn list(offsets: &[(i32, Option<i64>)]) -> String {

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each bench is a crate of its own and uses some of it")]
 
+pub mod arrays;
+
 use nearby_engine::{Engine, EngineSettings, Notice};
 use nearby_schemas::{GatewayId, Place, TimestampMs, UserId};
 use rand::rngs::StdRng;

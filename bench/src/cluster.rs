@@ -1,0 +1,161 @@
+//! A broker of the bench's own, and what is written to it before anything is measured: lists, sessions, heartbeats.
+
+use crate::workload::{World, user_id};
+use anyhow::Context;
+use nearby_e2e::kafka;
+use nearby_schemas::codec::Codec;
+use nearby_schemas::codecs::Codecs;
+use nearby_schemas::partitioning::partition_of;
+use nearby_schemas::topics::{TopicSpec, Topics};
+use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, Session, TimestampMs, UserId};
+use nearby_service::append::{Appender, Outgoing};
+use nearby_service::kafka::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use std::time::Duration;
+
+pub const PARTITIONS: i32 = 16;
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Topics that are asked for at once.
+const TOPICS_AT_ONCE: usize = 100;
+/// Records of bulk data that are handed over at once.
+const RECORDS_AT_ONCE: usize = 5_000;
+
+pub struct Cluster {
+    pub broker: kafka::Kafka,
+    pub kafka: Kafka,
+    pub appender: Appender,
+    pub gateways: Vec<GatewayId>,
+}
+
+impl Cluster {
+    /// A broker with our topics, and with so many gateways that are alive as long as the runtime is.
+    pub async fn start(gateways: usize) -> anyhow::Result<Cluster> {
+        let broker = tokio::task::spawn_blocking(kafka::Kafka::start).await.context("starting Kafka")??;
+        let (brokers, topics) = (broker.bootstrap(), Topics::new(""));
+        let gateways: Vec<GatewayId> = (0..gateways)
+            .map(|number| GatewayId::new(format!("g{number}")))
+            .collect::<Result<_, _>>()
+            .map_err(|error| anyhow::anyhow!("{error}"))?;
+        let kafka = Kafka { brokers, topics, prefix: String::new(), embedded: false, codecs: Codecs::default() };
+        kafka.create_standing_topics(PARTITIONS).await?;
+        let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
+        create(&kafka, &specs).await?;
+        let appender = Appender::new(&kafka)?;
+        let cluster = Cluster { broker, kafka, appender, gateways };
+        cluster.beat().await?;
+        let (appender, topic, heartbeats) =
+            (cluster.appender.clone(), cluster.kafka.topics.gateways(), cluster.heartbeats());
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+                // A broker that has gone ends the bench elsewhere.
+                drop(appender.append(records(&topic, &heartbeats)).await);
+            }
+        });
+        Ok(cluster)
+    }
+
+    /// The list of every user, and a session of everybody, spread over the gateways.
+    pub async fn connect(&self, friends: &[Vec<u32>]) -> anyhow::Result<()> {
+        let lists = Codec::<FriendList>::new();
+        let topic = self.kafka.topics.friend_lists();
+        let list = |(user, friends): (u32, &Vec<u32>)| {
+            let friends = friends.iter().map(|friend| user_id(*friend)).collect();
+            let record = FriendList { user_id: user_id(user), friends, changed_at: TimestampMs::now() };
+            keyed(&topic, user_id(user), lists.encode(&record))
+        };
+        self.write((0..).zip(friends).map(list)).await?;
+        self.open_sessions(u32::try_from(friends.len()).context("fewer than 2^32 users")?).await
+    }
+
+    /// A session of each of the first users, spread over the gateways.
+    pub async fn open_sessions(&self, users: u32) -> anyhow::Result<()> {
+        let sessions = Codec::<Session>::new();
+        let topic = self.kafka.topics.sessions();
+        let session = |user: u32| {
+            let gateway = &self.gateways[user as usize / 7 % self.gateways.len()];
+            let record = Session { user_id: user_id(user), gateway: gateway.clone(), ask: 0 };
+            Outgoing {
+                topic: topic.clone(),
+                partition: Some(partition_of(user_id(user), PARTITIONS)),
+                key: Some(Session::key(user_id(user), gateway).into_bytes()),
+                value: Some(sessions.encode(&record)),
+                ..Outgoing::default()
+            }
+        };
+        self.write((0..users).map(session)).await
+    }
+
+    /// Appends any number of records, some thousand at a time.
+    pub async fn write(&self, records: impl Iterator<Item = Outgoing>) -> anyhow::Result<()> {
+        let mut records = records.peekable();
+        while records.peek().is_some() {
+            let together: Vec<Outgoing> = records.by_ref().take(RECORDS_AT_ONCE).collect();
+            self.appender.append(together.into_iter()).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        }
+        Ok(())
+    }
+
+    /// A report of everybody where they are.
+    pub async fn report_all(&self, world: &World) -> anyhow::Result<()> {
+        let topic = self.kafka.topics.location_events();
+        let reports = (0..).zip(&world.places).map(|(user, place)| (user, *place));
+        let codec = Codec::new();
+        self.write(reports.map(|made| crate::pipeline::report(&topic, &codec, made))).await
+    }
+
+    fn heartbeats(&self) -> Vec<Vec<u8>> {
+        let codec = Codec::<GatewayHeartbeat>::new();
+        let heartbeat = |gateway: &GatewayId| GatewayHeartbeat {
+            gateway: gateway.clone(),
+            stream_url: "ws://127.0.0.1:1/v1/stream".to_owned(),
+            http_url: "http://127.0.0.1:1".to_owned(),
+            connections: 0,
+            capacity: 1,
+            draining: false,
+            started_at: TimestampMs::now(),
+        };
+        self.gateways.iter().map(|gateway| codec.encode(&heartbeat(gateway))).collect()
+    }
+
+    async fn beat(&self) -> anyhow::Result<()> {
+        let heartbeats = self.heartbeats();
+        let sent = self.appender.append(records(&self.kafka.topics.gateways(), &heartbeats)).await;
+        sent.map_err(|error| anyhow::anyhow!("{error}"))
+    }
+}
+
+fn records(topic: &str, values: &[Vec<u8>]) -> impl ExactSizeIterator<Item = Outgoing> {
+    // Read from its beginning, so that the keys, which only compaction needs, do not matter.
+    values.iter().map(|value| Outgoing {
+        topic: topic.to_owned(),
+        partition: Some(0),
+        value: Some(value.clone()),
+        ..Outgoing::default()
+    })
+}
+
+fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
+    Outgoing {
+        topic: topic.to_owned(),
+        partition: Some(partition_of(user, PARTITIONS)),
+        key: Some(user.to_string().into_bytes()),
+        value: Some(value),
+        ..Outgoing::default()
+    }
+}
+
+async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
+    for specs in specs.chunks(TOPICS_AT_ONCE) {
+        let topics: Vec<NewTopic<'_>> =
+            specs.iter().map(|spec| NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(1))).collect();
+        for created in admin.create_topics(&topics, &AdminOptions::new()).await.context("creating topics")? {
+            created.map_err(|(name, code)| anyhow::anyhow!("topic {name}: {code}"))?;
+        }
+    }
+    Ok(())
+}

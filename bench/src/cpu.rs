@@ -1,0 +1,49 @@
+//! CPU time of processes and of their threads, from `/proc`.
+
+use anyhow::Context;
+use std::collections::BTreeMap;
+
+/// Linux counts it in hundredths of a second, on every machine that it runs on today (`getconf CLK_TCK`).
+const TICKS_PER_S: f64 = 100.0;
+
+/// CPU-seconds of a process since it began, with all its threads.
+pub fn of_process(pid: u32) -> anyhow::Result<f64> {
+    seconds(&format!("/proc/{pid}/stat")).map(|(_, seconds)| seconds)
+}
+
+/// CPU-seconds of this process.
+pub fn of_this() -> anyhow::Result<f64> {
+    of_process(std::process::id())
+}
+
+/// CPU-seconds of a process by kind of thread: threads of one name, without numbers, together.
+pub fn by_thread(pid: u32) -> anyhow::Result<BTreeMap<String, f64>> {
+    let mut kinds = BTreeMap::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("the threads of a process")? {
+        let path = thread.context("a thread")?.path().join("stat");
+        // A thread may have ended in the meantime.
+        let Ok((name, seconds)) = seconds(&path.to_string_lossy()) else { continue };
+        *kinds.entry(name).or_insert(0.0) += seconds;
+    }
+    Ok(kinds)
+}
+
+/// Resident bytes of a process.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the status of a process")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its resident memory")?;
+    let kib: u64 = line.split_whitespace().next().unwrap_or_default().parse().context("a number of KiB")?;
+    Ok(kib * 1024)
+}
+
+fn seconds(stat: &str) -> anyhow::Result<(String, f64)> {
+    let text = std::fs::read_to_string(stat).with_context(|| stat.to_owned())?;
+    // The name is in brackets and may have any character in it.
+    let (name, rest) = text.rsplit_once(") ").with_context(|| format!("{stat}: {text}"))?;
+    let name = name.split_once('(').map_or(name, |(_, name)| name);
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or_default();
+    let kind = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').trim_end();
+    // utime and stime, the 14th and 15th of all.
+    Ok((kind.to_owned(), (ticks(11) + ticks(12)) / TICKS_PER_S))
+}

@@ -1,0 +1,39 @@
+//! `make bench`: what the pipeline costs on a real broker of its own, beside bare loops that do the least that it has to.
+//!
+//! Figures are CPU-seconds per million reports, of whole processes or of their threads, because the machine's other users
+//! disturb these less than time. Everything runs on this machine and ends with the bench.
+
+mod cluster;
+mod cpu;
+mod pipeline;
+mod restore;
+mod stages;
+#[path = "../../engine/benches/workload/mod.rs"]
+mod workload;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Consume, decode, join, encode and produce apart, each beside a bare loop
+    Stages(stages::Settings),
+    /// One processor process on a broker: catching up, and at a steady rate
+    Processor(pipeline::Settings),
+    /// How long a processor needs to restore friend lists
+    Restore(restore::Settings),
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().bench {
+        Bench::Stages(settings) => stages::run(&settings).await,
+        Bench::Processor(settings) => pipeline::run(&settings).await,
+        Bench::Restore(settings) => restore::run(&settings).await,
+    }
+}
