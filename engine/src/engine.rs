@@ -156,8 +156,11 @@ impl Engine {
         while looks < self.looks_at_once_max
             && let Some((slot, said)) = self.newest_first.as_mut().and_then(NewestFirst::next)
         {
-            said.into_iter().flatten().for_each(|said| self.take_in(slot, said, out));
-            looks += self.looks(slot);
+            looks += 1;
+            for said in said.into_iter().flatten() {
+                self.take_in(slot, said, out);
+                looks += self.looks(slot);
+            }
         }
         if self.newest_first.as_ref().is_some_and(NewestFirst::is_complete) {
             self.newest_first = None;

@@ -90,23 +90,19 @@ impl NewestFirst {
         self.older_are_read = true;
     }
 
-    /// A user, and what to take in of the older part and then of what has waited. None when all are complete, or before the
-    /// older part has been read.
+    /// The next user, and what to take in of the older part and then of what has waited, if anything. None when all are
+    /// complete, or before the older part has been read.
     pub fn next(&mut self) -> Option<(Slot, [Option<Said>; 2])> {
         if !self.older_are_read {
             return None;
         }
-        while let Some(user) = self.users.get(self.complete as usize) {
-            let slot = self.complete;
-            self.complete += 1;
-            let counts = |(time, _): &Said| *time > user.newer;
-            let older = user.older.filter(counts).map(|(time, place)| (time, place.filter(|_| !user.withdrew)));
-            let waited = self.waiting.remove(&slot).map(|(time, place)| (time, Some(place)));
-            if older.is_some() || waited.is_some() {
-                return Some((slot, [older, waited]));
-            }
-        }
-        None
+        let slot = self.complete;
+        let user = self.users.get(slot as usize)?;
+        self.complete += 1;
+        let counts = |(time, _): &Said| *time > user.newer;
+        let older = user.older.filter(counts).map(|(time, place)| (time, place.filter(|_| !user.withdrew)));
+        let waited = self.waiting.remove(&slot).map(|(time, place)| (time, Some(place)));
+        Some((slot, [older, waited]))
     }
 
     /// Whether there is anything left for [`next`](Self::next).

@@ -1,6 +1,6 @@
 //! An engine's thread: takes wakes, has the [`Decider`] decide, and does what it says.
 
-use crate::decider::{Action, Decider};
+use crate::decider::{Action, Decider, Progress};
 use crate::group::Group;
 use crate::outbox::Outbox;
 use crate::readers::Readers;
@@ -126,7 +126,9 @@ impl Drive {
             // The first engine counts for all of them.
             Wake::Reports(reports) if self.engine == 0 => {
                 metrics::counter!("nearby_processor_reports_total").increment(reports.reports.len() as u64);
-                if let Some(appended_at) = reports.appended_at {
+                // What is read at the start is old.
+                if let Some(appended_at) = reports.appended_at.filter(|_| self.decider.progress() == Progress::Serving)
+                {
                     nearby_service::metrics::hop("processor", now.since_ms(appended_at));
                 }
             }
@@ -156,7 +158,10 @@ impl Drive {
                     }
                 }
                 Action::Read(partitions, generation) => self.readers.add(&partitions, generation),
-                Action::StopReading(partition) => self.readers.remove(partition),
+                Action::StopReading(partition) => {
+                    self.readers.remove(partition);
+                    self.group.released(partition);
+                }
                 Action::Claim(partitions) => self.group.claim(partitions),
                 Action::Watch(partitions) => self.group.watch(self.engine, partitions),
                 Action::Send(batch) => {

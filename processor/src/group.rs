@@ -76,6 +76,11 @@ impl Group {
         }
     }
 
+    /// An engine holds nothing of a partition any more.
+    pub fn released(&self, partition: i32) {
+        self.engines.released(partition);
+    }
+
     /// Watches, for an engine, the committed epochs of these partitions and no others.
     pub fn watch(&self, engine: usize, partitions: BTreeSet<i32>) {
         let mut state = self.lock();
@@ -91,9 +96,8 @@ impl Group {
         let mut state = self.lock();
         let member = &mut state.members[engine];
         (member.progress, member.counts, member.served) = (progress, counts, served);
-        let members = state.members.clone();
-        drop(state);
-        publish(&members);
+        let members = &state.members;
+        publish(members);
         let behind = members.iter().map(|member| member.progress).find(|progress| *progress != Progress::Serving);
         let waits_for = match behind.unwrap_or(Progress::Serving) {
             Progress::Serving => return self.readiness.ready("processor"),

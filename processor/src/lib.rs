@@ -82,6 +82,8 @@ impl Processor {
             gateway_lost_after_ms: i64::from(settings.rules.gateway_lost_after_s) * 1000,
         };
         let readers_stop = Stop::new();
+        // Also when the start fails half-way.
+        let readers_guard = readers_stop.clone().drop_guard();
         let (engines, inboxes) = Engines::new(settings.engine_threads.get());
         let appender = Appender::new(kafka)?;
         let now = TimestampMs::now();
@@ -116,7 +118,7 @@ impl Processor {
         let thread = std::thread::Builder::new().name("processor".to_owned()).spawn(move || {
             let ended: Vec<bool> = threads.into_iter().map(|thread| thread.join().is_ok()).collect();
             group.leave();
-            readers_stop.cancel();
+            drop(readers_guard);
             !broken.is_cancelled() && ended.into_iter().all(|well| well)
         })?;
         Ok(Processor { thread })

@@ -4,7 +4,7 @@
 //! the partition's owner, here; for `location-events` and `friend-lists` it is the sink, and for `gateways` the ingest.
 
 use crate::records::{Decoders, Raw};
-use crate::wake::{Ended, Engines, Reports, Source, Wake};
+use crate::wake::{Engines, Reports, Source, Wake};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::append::Appender;
@@ -76,10 +76,10 @@ fn hear_reports(
     let (of_reader, topic) = (engines.clone(), kafka.topics.location_events());
     let hear = move |read: Read<'_>| {
         gather_reports(&read, &decoders, &mut gathered, |reports| {
-            of_reader.wake_all(|| Wake::Reports(Arc::clone(&reports)))
-        })?;
+            of_reader.wake_all(|| Wake::Reports(Arc::clone(&reports)));
+        });
         if let Read::CaughtUp(partition, generation) = read {
-            of_reader.wake_all(|| Wake::CaughtUp(Source::Reports, partition, generation))?;
+            of_reader.wake_all(|| Wake::CaughtUp(Source::Reports, partition, generation));
         }
         Ok(())
     };
@@ -110,22 +110,21 @@ fn hear_older_reports(
     let mut gathered = Reports::default();
     let ranges: Vec<_> = ranges.into_iter().filter(|(_, from, to)| from < to).collect();
     if ranges.is_empty() {
-        // There is room for it, or an engine's thread has ended.
-        drop(engines.wake_all_patiently(|| Wake::OlderAreRead));
+        engines.wake_all_patiently(|| Wake::OlderAreRead);
         return Ok(());
     }
     let mut missing = ranges.len();
     let hear = move |read: Read<'_>| {
         gather_reports(&read, &decoders, &mut gathered, |reports| {
-            engines.wake_all_patiently(|| Wake::OlderReports(Arc::clone(&reports)))
-        })?;
+            engines.wake_all_patiently(|| Wake::OlderReports(Arc::clone(&reports)));
+        });
         if let Read::CaughtUp(..) = read {
             missing -= 1;
         }
         if missing > 0 {
             return Ok(());
         }
-        engines.wake_all_patiently(|| Wake::OlderAreRead)?;
+        engines.wake_all_patiently(|| Wake::OlderAreRead);
         tracing::info!("older positions read");
         Err(Closed)
     };
@@ -133,31 +132,30 @@ fn hear_older_reports(
 }
 
 /// Gathers reports, and hands them on when there is a pause, or before the news that a partition is complete.
-fn gather_reports(
-    read: &Read<'_>,
-    decoders: &Decoders,
-    gathered: &mut Reports,
-    hand_on: impl FnOnce(Arc<Reports>) -> Result<(), Ended>,
-) -> Result<(), Ended> {
+fn gather_reports(read: &Read<'_>, decoders: &Decoders, gathered: &mut Reports, hand_on: impl FnOnce(Arc<Reports>)) {
     if let Read::Record(record) = read {
         gathered.reports.extend(counted(record, decoders.report(raw(record))));
         gathered.appended_at = record.appended_at();
-        return Ok(());
+    } else if !gathered.reports.is_empty() {
+        hand_on(Arc::new(std::mem::take(gathered)));
     }
-    if gathered.reports.is_empty() { Ok(()) } else { hand_on(Arc::new(std::mem::take(gathered))) }
 }
 
 fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<(), KafkaError> {
     let decoders = Decoders::new(partitions, &kafka.codecs);
-    let hear = move |read: Read<'_>| match read {
-        Read::Record(record) => match counted(record, decoders.heartbeat(raw(record))) {
-            Some((gateway, appended_at)) => Ok(engines.wake_all(|| Wake::Heartbeat(gateway.clone(), appended_at))?),
-            None => Ok(()),
-        },
-        Read::CaughtUp(partition, generation) => {
-            Ok(engines.wake_all(|| Wake::CaughtUp(Source::Heartbeats, partition, generation))?)
+    let hear = move |read: Read<'_>| {
+        match read {
+            Read::Record(record) => {
+                if let Some((gateway, appended_at)) = counted(record, decoders.heartbeat(raw(record))) {
+                    engines.wake_all(|| Wake::Heartbeat(gateway.clone(), appended_at));
+                }
+            }
+            Read::CaughtUp(partition, generation) => {
+                engines.wake_all(|| Wake::CaughtUp(Source::Heartbeats, partition, generation));
+            }
+            Read::Pause | Read::OffsetOutOfLog(_) => {}
         }
-        Read::Pause | Read::OffsetOutOfLog(_) => Ok(()),
+        Ok(())
     };
     let reader = Reader::start(kafka, kafka.topics.gateways(), OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
     reader.add(&[(0, Start::Beginning)], 0);
@@ -167,12 +165,16 @@ fn hear_heartbeats(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop
 fn hear_lists(kafka: &Kafka, partitions: i32, engines: Engines, stop: &Stop) -> Result<Reader, KafkaError> {
     let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Gathered::new(engines, Source::Lists, Wake::Lists);
-    Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
-        Read::Record(record) => match counted(record, decoders.list(raw(record))) {
-            Some(list) => gathered.push(list.partition, list, LISTS_AT_ONCE_MAX),
-            None => Ok(()),
-        },
-        other => gathered.hand_on(&other),
+    Reader::start(kafka, kafka.topics.friend_lists(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
+        match read {
+            Read::Record(record) => {
+                if let Some(list) = counted(record, decoders.list(raw(record))) {
+                    gathered.push(list.partition, list, LISTS_AT_ONCE_MAX);
+                }
+            }
+            other => gathered.hand_on(&other),
+        }
+        Ok(())
     })
 }
 
@@ -186,16 +188,16 @@ fn hear_sessions(
     let decoders = Decoders::new(partitions, &kafka.codecs);
     let dead_letters = kafka.topics.dead_letters();
     let mut gathered = Gathered::new(engines, Source::Sessions, Wake::Sessions);
-    Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| match read {
-        Read::Record(record) => match decoders.session(raw(record)) {
-            Ok(session) => gathered.push(session.partition, session, usize::MAX),
-            Err(reason) => {
+    Reader::start(kafka, kafka.topics.sessions(), OutOfLog::GoOnAtBeginning, stop.clone(), move |read| {
+        match read {
+            Read::Record(record) => match decoders.session(raw(record)) {
+                Ok(session) => gathered.push(session.partition, session, usize::MAX),
                 // Not waited for: the next record goes on, and a lost dead letter is in the producer's log.
-                drop(bury(&appender, dead_letters.clone(), record, &reason));
-                Ok(())
-            }
-        },
-        other => gathered.hand_on(&other),
+                Err(reason) => drop(bury(&appender, dead_letters.clone(), record, &reason)),
+            },
+            other => gathered.hand_on(&other),
+        }
+        Ok(())
     })
 }
 
@@ -214,34 +216,30 @@ impl<T> Gathered<T> {
     }
 
     /// Keeps a record of a partition until there is a pause, or until there are so many.
-    fn push(&mut self, partition: i32, record: T, at_once_max: usize) -> Result<(), Closed> {
-        let engine = self.engines.of(partition);
+    fn push(&mut self, partition: i32, record: T, at_once_max: usize) {
+        // Nobody's: it was given up while this was on its way.
+        let Some(engine) = self.engines.of(partition) else { return };
         self.gathered[engine].push(record);
-        if self.gathered[engine].len() < at_once_max { Ok(()) } else { self.send(engine) }
+        if self.gathered[engine].len() >= at_once_max {
+            self.send(engine);
+        }
     }
 
     /// Sends what was gathered, in front of the news that a partition is complete.
-    fn hand_on(&mut self, read: &Read<'_>) -> Result<(), Closed> {
-        (0..self.gathered.len()).try_for_each(|engine| self.send(engine))?;
-        if let Read::CaughtUp(partition, generation) = *read {
-            let wake = Wake::CaughtUp(self.source, partition, generation);
-            self.engines.wake(self.engines.of(partition), wake)?;
+    fn hand_on(&mut self, read: &Read<'_>) {
+        (0..self.gathered.len()).for_each(|engine| self.send(engine));
+        if let Read::CaughtUp(partition, generation) = *read
+            && let Some(engine) = self.engines.of(partition)
+        {
+            self.engines.wake(engine, Wake::CaughtUp(self.source, partition, generation));
         }
-        Ok(())
     }
 
-    fn send(&mut self, engine: usize) -> Result<(), Closed> {
-        if self.gathered[engine].is_empty() {
-            return Ok(());
+    fn send(&mut self, engine: usize) {
+        if !self.gathered[engine].is_empty() {
+            let gathered = std::mem::take(&mut self.gathered[engine]);
+            self.engines.wake(engine, (self.wake)(gathered));
         }
-        let gathered = std::mem::take(&mut self.gathered[engine]);
-        Ok(self.engines.wake(engine, (self.wake)(gathered))?)
-    }
-}
-
-impl From<Ended> for Closed {
-    fn from(_: Ended) -> Closed {
-        Closed
     }
 }
 

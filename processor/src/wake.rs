@@ -2,8 +2,9 @@
 
 use nearby_schemas::{GatewayId, Place, TimestampMs, UserId};
 use nearby_service::membership::MembershipEvent;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Groups of records that may wait for the engine; readers stop reading above that.
 const WAITING_MAX: usize = 256;
@@ -93,11 +94,14 @@ impl From<Vec<Reported>> for Wake {
 }
 
 /// The ways to the threads of all engines of this process. Each has its own partitions of viewers, and hears all reports.
+/// An engine whose thread has ended hears nothing, and the others go on: at a stop they end one after the other.
 #[derive(Clone)]
 pub(crate) struct Engines {
     wakes: Arc<[SyncSender<Wake>]>,
     /// What can wait.
     patient: Arc<[SyncSender<Wake>]>,
+    /// Whose the viewers of a partition are, as long as anything is held of them.
+    engine_of: Arc<Mutex<BTreeMap<i32, usize>>>,
 }
 
 /// Where an engine's wakes come out.
@@ -107,9 +111,6 @@ pub(crate) struct Inbox {
     pub patient: mpsc::Receiver<Wake>,
 }
 
-/// The thread of an engine has ended, and so will everything around it.
-pub(crate) struct Ended;
-
 impl Engines {
     /// So many, with their inboxes.
     pub fn new(count: usize) -> (Engines, Vec<Inbox>) {
@@ -118,52 +119,74 @@ impl Engines {
         let (patient, patient_inboxes): (Vec<_>, Vec<_>) = channels();
         let inboxes = wakes_inboxes.into_iter().zip(patient_inboxes);
         let inboxes = inboxes.map(|(wakes, patient)| Inbox { wakes, patient }).collect();
-        (Engines { wakes: wakes.into(), patient: patient.into() }, inboxes)
+        (Engines { wakes: wakes.into(), patient: patient.into(), engine_of: Arc::default() }, inboxes)
     }
 
     pub fn count(&self) -> usize {
         self.wakes.len()
     }
 
-    /// Whose the viewers of a partition are.
-    pub fn of(&self, partition: i32) -> usize {
-        usize::try_from(partition).unwrap_or(0) % self.count()
+    /// Whose the viewers of a partition are, if anybody's.
+    pub fn of(&self, partition: i32) -> Option<usize> {
+        self.lock().get(&partition).copied()
+    }
+
+    /// Nothing is held of a partition any more: the next time it may be another engine's.
+    pub fn released(&self, partition: i32) {
+        self.lock().remove(&partition);
     }
 
     /// Wakes one engine, and waits for room.
-    pub fn wake(&self, engine: usize, wake: Wake) -> Result<(), Ended> {
-        self.wakes[engine].send(wake).map_err(|_| Ended)
+    pub fn wake(&self, engine: usize, wake: Wake) {
+        drop(self.wakes[engine].send(wake));
     }
 
     /// Wakes every engine.
-    pub fn wake_all(&self, wake: impl Fn() -> Wake) -> Result<(), Ended> {
-        (0..self.count()).try_for_each(|engine| self.wake(engine, wake()))
+    pub fn wake_all(&self, wake: impl Fn() -> Wake) {
+        (0..self.count()).for_each(|engine| self.wake(engine, wake()));
     }
 
     /// Wakes every engine when it has nothing else to do.
-    pub fn wake_all_patiently(&self, wake: impl Fn() -> Wake) -> Result<(), Ended> {
-        self.patient.iter().try_for_each(|engine| engine.send(wake()).map_err(|_| Ended))
+    pub fn wake_all_patiently(&self, wake: impl Fn() -> Wake) {
+        self.patient.iter().for_each(|engine| drop(engine.send(wake())));
     }
 
     /// Tells the engines what the group or its coordinator said: each what concerns its partitions.
     pub fn tell(&self, event: MembershipEvent) {
-        let told = match event {
-            MembershipEvent::Gained(partitions) => self.share_out(&partitions, MembershipEvent::Gained),
+        match event {
+            MembershipEvent::Gained(partitions) => {
+                partitions.iter().for_each(|partition| self.place(*partition));
+                self.share_out(&partitions, MembershipEvent::Gained);
+            }
             MembershipEvent::Lost(partitions) => self.share_out(&partitions, MembershipEvent::Lost),
             MembershipEvent::Claimed(partition, _)
             | MembershipEvent::ClaimRefused(partition, _)
-            | MembershipEvent::EpochSeen(partition, _) => self.wake(self.of(partition), Wake::Membership(event)),
-        };
-        // An engine's thread has ended: so will the member.
-        drop(told);
+            | MembershipEvent::EpochSeen(partition, _) => {
+                if let Some(engine) = self.of(partition) {
+                    self.wake(engine, Wake::Membership(event));
+                }
+            }
+        }
+    }
+
+    /// Gives a partition to the engine that has the fewest, unless one has it still.
+    fn place(&self, partition: i32) {
+        let mut engine_of = self.lock();
+        let held = |engine: &usize| engine_of.values().filter(|of| *of == engine).count();
+        let emptiest = (0..self.count()).min_by_key(held).unwrap_or_default();
+        engine_of.entry(partition).or_insert(emptiest);
     }
 
     /// Also tells who gets none: the group has said what is ours.
-    fn share_out(&self, partitions: &[i32], event: impl Fn(Vec<i32>) -> MembershipEvent) -> Result<(), Ended> {
-        (0..self.count()).try_for_each(|engine| {
-            let own = partitions.iter().copied().filter(|partition| self.of(*partition) == engine);
-            self.wake(engine, Wake::Membership(event(own.collect())))
-        })
+    fn share_out(&self, partitions: &[i32], event: impl Fn(Vec<i32>) -> MembershipEvent) {
+        for engine in 0..self.count() {
+            let own = partitions.iter().copied().filter(|partition| self.of(*partition) == Some(engine));
+            self.wake(engine, Wake::Membership(event(own.collect())));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, usize>> {
+        self.engine_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -171,20 +194,45 @@ impl Engines {
 mod tests {
     use super::*;
 
+    fn gained(inboxes: &[Inbox]) -> Vec<Vec<i32>> {
+        let gained = |inbox: &Inbox| match inbox.wakes.try_recv() {
+            Ok(Wake::Membership(MembershipEvent::Gained(partitions))) => partitions,
+            other => panic!("{other:?}"),
+        };
+        inboxes.iter().map(gained).collect()
+    }
+
     #[test]
     fn each_engine_is_told_of_its_own_partitions_and_that_it_was_told() {
         let (engines, inboxes) = Engines::new(3);
-        engines.tell(MembershipEvent::Gained(vec![0, 1, 3, 6]));
-        let gained: Vec<Vec<i32>> = inboxes
-            .iter()
-            .map(|inbox| match inbox.wakes.try_recv() {
-                Ok(Wake::Membership(MembershipEvent::Gained(partitions))) => partitions,
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(gained, [vec![0, 3, 6], vec![1], vec![]]);
-        engines.tell(MembershipEvent::ClaimRefused(4, String::new()));
+        // What one of two processors gets: they must not all be one engine's.
+        engines.tell(MembershipEvent::Gained(vec![0, 3, 6, 9]));
+        assert_eq!(gained(&inboxes), [vec![0, 9], vec![3], vec![6]]);
+        engines.tell(MembershipEvent::ClaimRefused(3, String::new()));
         assert!(inboxes[0].wakes.try_recv().is_err() && inboxes[2].wakes.try_recv().is_err());
-        assert!(matches!(inboxes[1].wakes.try_recv(), Ok(Wake::Membership(MembershipEvent::ClaimRefused(4, _)))));
+        assert!(matches!(inboxes[1].wakes.try_recv(), Ok(Wake::Membership(MembershipEvent::ClaimRefused(3, _)))));
+
+        // What is lost is held for a while; what comes back meanwhile belongs where it was.
+        engines.tell(MembershipEvent::Lost(vec![0, 9]));
+        inboxes.iter().for_each(|inbox| drop(inbox.wakes.try_recv()));
+        engines.released(9);
+        engines.tell(MembershipEvent::Gained(vec![0, 12]));
+        assert_eq!(gained(&inboxes), [vec![0, 12], vec![], vec![]]);
+        engines.tell(MembershipEvent::EpochSeen(9, nearby_schemas::Epoch(1)));
+        assert!(inboxes.iter().all(|inbox| inbox.wakes.try_recv().is_err()), "nobody's any more");
+    }
+
+    #[test]
+    fn the_others_go_on_when_one_has_ended() {
+        let (engines, mut inboxes) = Engines::new(2);
+        engines.tell(MembershipEvent::Gained(vec![0, 1]));
+        drop(inboxes.remove(0));
+        engines.wake_all(|| Wake::CaughtUp(Source::Reports, 0, 0));
+        engines.tell(MembershipEvent::Lost(vec![0, 1]));
+        let heard: Vec<Wake> = inboxes[0].wakes.try_iter().collect();
+        assert!(matches!(
+            &heard[..],
+            [Wake::Membership(_), Wake::CaughtUp(..), Wake::Membership(MembershipEvent::Lost(lost))] if lost == &[1]
+        ));
     }
 }

@@ -11,19 +11,19 @@ const SILENT_AFTER: Duration = Duration::from_secs(10);
 pub(crate) struct Progress {
     /// By number: an array, because every record asks.
     partitions: Vec<Option<Position>>,
-    /// When the newest record was appended that was read last.
-    pub newest_appended_at: Option<TimestampMs>,
 }
 
 /// How far one partition was read.
 struct Position {
     /// The next offset; unknown before the first record, when reading began at the oldest one.
     next: Option<i64>,
+    /// When the record before that was appended.
+    appended_at: Option<TimestampMs>,
     goal: Goal,
     /// How long the reader has waited since anything came of this partition.
     quiet: Duration,
     /// It was silent at this offset, and the broker had more.
-    suspected_at: Option<i64>,
+    suspected_at: Option<Option<i64>>,
 }
 
 #[derive(Clone, Copy)]
@@ -45,8 +45,10 @@ pub(crate) enum Moved {
     On,
     /// All that was there at the beginning of the reading of this number has been read.
     CaughtUp(u64),
-    /// The range was read.
+    /// With this record the range was read.
     RangeRead,
+    /// The range was read before this, which is not part of it.
+    RangeOver,
 }
 
 impl Progress {
@@ -65,7 +67,8 @@ impl Progress {
         if self.partitions.len() <= index {
             self.partitions.resize_with(index + 1, || None);
         }
-        self.partitions[index] = Some(Position { next, goal, quiet: Duration::ZERO, suspected_at: None });
+        self.partitions[index] =
+            Some(Position { next, appended_at: None, goal, quiet: Duration::ZERO, suspected_at: None });
     }
 
     /// The partition is not read any more; false if it was not.
@@ -75,7 +78,10 @@ impl Progress {
 
     /// A record came.
     #[inline]
-    pub fn record(&mut self, partition: i32, offset: i64) -> Moved {
+    pub fn record(&mut self, partition: i32, offset: i64, appended_at: Option<TimestampMs>) -> Moved {
+        if let Some(Some(position)) = self.partitions.get_mut(index(partition)) {
+            position.appended_at = appended_at;
+        }
         self.moved(partition, offset + 1)
     }
 
@@ -89,7 +95,10 @@ impl Progress {
                 position.goal = Goal::Follow;
                 Moved::CaughtUp(reading)
             }
-            Goal::Range { .. } => Moved::RangeRead,
+            Goal::Range { .. } => {
+                self.partitions[index(partition)] = None;
+                Moved::RangeOver
+            }
             Goal::Follow => moved,
         }
     }
@@ -106,8 +115,11 @@ impl Progress {
                 Moved::CaughtUp(reading)
             }
             Goal::CatchUp { .. } => Moved::On,
-            Goal::Range { end } if next > end => Moved::Unwanted,
-            Goal::Range { end } if next == end => Moved::RangeRead,
+            // What comes after it is of no partition that is read.
+            Goal::Range { end } if next >= end => {
+                self.partitions[index(partition)] = None;
+                if next > end { Moved::RangeOver } else { Moved::RangeRead }
+            }
             Goal::Range { .. } => Moved::On,
         }
     }
@@ -122,19 +134,19 @@ impl Progress {
     /// Partitions of which nothing has come for long.
     pub fn silent(&self) -> Vec<i32> {
         let silent = |(_, position): &(i32, &Option<Position>)| {
-            position.as_ref().is_some_and(|position| position.quiet >= SILENT_AFTER && position.next.is_some())
+            position.as_ref().is_some_and(|position| position.quiet >= SILENT_AFTER)
         };
         (0..).zip(&self.partitions).filter(silent).map(|(partition, _)| partition).collect()
     }
 
     /// Which of the silent partitions are stalled, the broker's ends being these, and from where to read them again: those
-    /// where it had more already when they were last asked about, and still nothing has come.
-    pub fn stalled(&mut self, ends: &[(i32, i64)]) -> Vec<(i32, i64)> {
+    /// where it had more already when they were last asked about, and still nothing has come. No offset is the oldest one.
+    pub fn stalled(&mut self, ends: &[(i32, i64)]) -> Vec<(i32, Option<i64>)> {
         let mut stalled = Vec::new();
         for (partition, end) in ends {
             let Some(Some(position)) = self.partitions.get_mut(index(*partition)) else { continue };
-            let Some(next) = position.next else { continue };
-            if next >= *end {
+            let next = position.next;
+            if next.unwrap_or_default() >= *end {
                 // Nothing to be had: asked again after as long.
                 (position.quiet, position.suspected_at) = (Duration::ZERO, None);
             } else if position.suspected_at.replace(next) == Some(next) {
@@ -145,13 +157,24 @@ impl Progress {
         stalled
     }
 
-    /// Records that the broker has and that were not read, as far as both are known.
-    pub fn behind(&self, end: impl Fn(i32) -> Option<i64>) -> i64 {
-        let behind = |(partition, position): (i32, &Option<Position>)| {
-            let next = position.as_ref().and_then(|position| position.next);
-            next.zip(end(partition)).map_or(0, |(next, end)| (end - next).max(0))
-        };
-        (0..).zip(&self.partitions).map(behind).sum()
+    /// The broker could not be asked about those that are silent: asked again after as long.
+    pub fn not_asked(&mut self) {
+        self.partitions.iter_mut().flatten().for_each(|position| position.quiet = Duration::ZERO);
+    }
+
+    /// Records that the broker has and that were not read, as far as both are known; and when the last one was appended that
+    /// was read, of the partition where that is longest ago.
+    pub fn behind(&self, end: impl Fn(i32) -> Option<i64>) -> (i64, Option<TimestampMs>) {
+        let (mut records, mut oldest) = (0, None);
+        for (partition, position) in (0..).zip(&self.partitions) {
+            let Some(position) = position else { continue };
+            let behind = position.next.zip(end(partition)).map_or(0, |(next, end)| (end - next).max(0));
+            records += behind;
+            if let Some(appended_at) = position.appended_at.filter(|_| behind > 0) {
+                oldest = Some(oldest.map_or(appended_at, |oldest: TimestampMs| oldest.min(appended_at)));
+            }
+        }
+        (records, oldest)
     }
 
     /// Records, at most, that are still to be read until every partition is caught up.
@@ -178,22 +201,22 @@ mod tests {
         let mut progress = Progress::default();
         progress.add(3, None, 7, 5);
         assert_eq!(progress.remaining(), 7);
-        assert_eq!(progress.record(3, 2), Moved::On);
+        assert_eq!(progress.record(3, 2, None), Moved::On);
         assert_eq!(progress.remaining(), 4);
-        assert_eq!(progress.record(3, 6), Moved::CaughtUp(5), "though more is coming all the time");
-        assert_eq!(progress.record(3, 7), Moved::On);
+        assert_eq!(progress.record(3, 6, None), Moved::CaughtUp(5), "though more is coming all the time");
+        assert_eq!(progress.record(3, 7, None), Moved::On);
         assert_eq!((progress.end(3, 8), progress.remaining()), (Moved::On, 0));
-        assert_eq!(progress.behind(|_| Some(10)), 2);
-        assert_eq!(progress.record(4, 0), Moved::Unwanted, "never added");
+        assert_eq!(progress.behind(|_| Some(10)).0, 2);
+        assert_eq!(progress.record(4, 0, None), Moved::Unwanted, "never added");
         assert!(progress.remove(3) && !progress.remove(3) && !progress.remove(9));
-        assert_eq!(progress.record(3, 8), Moved::Unwanted);
+        assert_eq!(progress.record(3, 8, None), Moved::Unwanted);
     }
 
     #[test]
     fn is_caught_up_where_the_log_ends_with_something_that_is_no_record() {
         let mut progress = Progress::default();
         progress.add(0, None, 7, 1);
-        assert_eq!(progress.record(0, 4), Moved::On);
+        assert_eq!(progress.record(0, 4, None), Moved::On);
         assert_eq!(progress.end(0, 7), Moved::CaughtUp(1));
         progress.add(1, None, 0, 2);
         assert_eq!(progress.end(1, 0), Moved::CaughtUp(2), "an empty one");
@@ -203,8 +226,39 @@ mod tests {
     fn a_range_ends_before_its_end() {
         let mut progress = Progress::default();
         progress.add_range(0, 10, 12);
-        let moved: Vec<Moved> = [10, 11, 12, 13].map(|offset| progress.record(0, offset)).into();
+        let moved: Vec<Moved> = [10, 11, 12, 13].map(|offset| progress.record(0, offset, None)).into();
         assert_eq!(moved, [Moved::On, Moved::RangeRead, Moved::Unwanted, Moved::Unwanted]);
+        assert_eq!(progress.end(0, 14), Moved::Unwanted, "it was read once");
+
+        progress.add_range(0, 10, 12);
+        assert_eq!(progress.record(0, 15, None), Moved::RangeOver, "there is a hole at its end");
+        progress.add_range(1, 10, 12);
+        assert_eq!(
+            [progress.end(1, 11), progress.end(1, 11)],
+            [Moved::RangeOver, Moved::Unwanted],
+            "the log ends in it"
+        );
+    }
+
+    #[test]
+    fn lag_is_that_of_the_slowest_partition() {
+        let mut progress = Progress::default();
+        (0..3).for_each(|partition| progress.add(partition, Some(0), 9, 0));
+        for (partition, appended_at) in [(0, 500), (1, 100), (2, 50)] {
+            progress.record(partition, 0, Some(TimestampMs(appended_at)));
+        }
+        let ends = [9, 3, 1];
+        assert_eq!(progress.behind(|partition| Some(ends[index(partition)])), (8 + 2, Some(TimestampMs(100))));
+    }
+
+    #[test]
+    fn a_partition_that_never_begins_is_stalled() {
+        let mut progress = Progress::default();
+        progress.add(0, None, 5, 0);
+        progress.waited(SILENT_AFTER);
+        assert_eq!(progress.silent(), [0]);
+        assert_eq!(progress.stalled(&[(0, 5)]), []);
+        assert_eq!(progress.stalled(&[(0, 5)]), [(0, None)]);
     }
 
     #[test]
@@ -214,17 +268,17 @@ mod tests {
         progress.add(1, Some(5), 5, 0);
         progress.waited(SILENT_AFTER - Duration::from_millis(1));
         assert!(progress.silent().is_empty());
-        progress.record(1, 5);
+        progress.record(1, 5, None);
         progress.waited(Duration::from_millis(1));
         assert_eq!(progress.silent(), [0]);
         assert_eq!(progress.stalled(&[(0, 6)]), [], "that may have come just now");
-        assert_eq!(progress.stalled(&[(0, 8)]), [(0, 5)]);
+        assert_eq!(progress.stalled(&[(0, 8)]), [(0, Some(5))]);
         assert!(progress.silent().is_empty(), "it gets its time");
 
         progress.waited(SILENT_AFTER);
         assert_eq!(progress.silent(), [0, 1]);
         assert_eq!(progress.stalled(&[(0, 8), (1, 6)]), []);
-        progress.record(0, 5);
+        progress.record(0, 5, None);
         assert!(progress.silent().is_empty(), "it reads again, and the other one has all");
     }
 }

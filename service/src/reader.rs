@@ -12,14 +12,16 @@ use nearby_schemas::TimestampMs;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// How long a quiet reader waits before it looks at its requests and its stop signal.
 const QUIET_WAIT: Duration = Duration::from_millis(20);
-/// What a broker did not take is tried again after so long.
+/// What a broker did not answer is asked again after so long; while it is asked, nothing is read.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often it measures how far behind it is, and looks for partitions that have fallen silent.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it says how much there is still to be read.
@@ -206,37 +208,37 @@ impl Reading {
         mut handle: impl FnMut(Read<'_>) -> Result<(), Closed>,
     ) {
         // What the broker has still to be asked about.
-        let mut unanswered: Vec<(Vec<(i32, Start)>, u64)> = Vec::new();
+        let mut unanswered: VecDeque<(Vec<(i32, Start)>, u64)> = VecDeque::new();
         let mut ask_at = Instant::now();
         let mut look_at = Instant::now() + LOOK_INTERVAL;
         let mut tell_at = Instant::now() + TELL_INTERVAL;
         while !stop.is_cancelled() {
             loop {
                 match inbox.try_recv() {
-                    Ok(Request::Add(partitions, reading)) => unanswered.push((partitions, reading)),
+                    Ok(Request::Add(partitions, reading)) => unanswered.push_back((partitions, reading)),
                     Ok(Request::AddRanges(ranges)) => self.add_ranges(&ranges),
                     Ok(Request::Remove(partitions)) => {
                         for (waiting, _) in &mut unanswered {
                             waiting.retain(|(partition, _)| !partitions.contains(partition));
                         }
+                        unanswered.retain(|(waiting, _)| !waiting.is_empty());
                         self.remove(&partitions);
                     }
                     // Whoever started it has all it wants of it; the stop signal ends it.
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
             }
-            if !unanswered.is_empty() && Instant::now() >= ask_at {
-                unanswered.retain(|(partitions, reading)| match self.add(partitions, *reading) {
-                    Ok(()) => false,
-                    Err(error) => {
-                        tracing::warn!(%error, topic = self.topic, "a partition cannot be read yet");
-                        ask_at = Instant::now() + RETRY_INTERVAL;
-                        true
-                    }
-                });
+            if Instant::now() >= ask_at
+                && let Some((partitions, reading)) = unanswered.pop_front()
+                && let Err(error) = self.add(&partitions, reading)
+            {
+                tracing::warn!(%error, topic = self.topic, "partitions cannot be read yet");
+                ask_at = Instant::now() + RETRY_INTERVAL;
+                // One by one: the others must not wait for one that has no leader.
+                unanswered.extend(partitions.into_iter().map(|partition| (vec![partition], reading)));
             }
             if self.fetch(&mut handle).is_err() {
-                return;
+                break;
             }
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_INTERVAL;
@@ -251,27 +253,31 @@ impl Reading {
                 }
             }
         }
+        let topic = self.measured_as.clone();
+        metrics::gauge!("nearby_restore_remaining_records", "topic" => topic).set(0.0);
     }
 
     /// Whatever is there now, or comes within a moment.
     fn fetch(&mut self, handle: &mut impl FnMut(Read<'_>) -> Result<(), Closed>) -> Result<(), Closed> {
         let Reading { queue, progress, .. } = self;
         let began = Instant::now();
-        let (mut waited, mut ranges_read, mut appended_at) = (None, Vec::new(), None);
+        let (mut waited, mut no_more) = (None, Vec::new());
         for fetched in queue.fetch(QUIET_WAIT) {
             waited.get_or_insert_with(|| began.elapsed());
             let moved = match fetched {
                 Fetched::Record(record) => {
-                    let moved = progress.record(record.partition(), record.offset());
-                    if moved != Moved::Unwanted {
-                        appended_at = Some(record);
+                    let moved = progress.record(record.partition(), record.offset(), record.appended_at());
+                    if !matches!(moved, Moved::Unwanted | Moved::RangeOver) {
                         handle(Read::Record(&record))?;
                     }
                     (record.partition(), moved)
                 }
                 Fetched::End(partition, offset) => (partition, progress.end(partition, offset)),
-                Fetched::Failed(_, RDKafkaErrorCode::AutoOffsetReset, words) => {
-                    tracing::warn!(words, topic = self.topic, "an offset is not in the log");
+                Fetched::Failed(partition, RDKafkaErrorCode::AutoOffsetReset, words) => {
+                    tracing::warn!(words, topic = self.topic, partition, "an offset is not in the log");
+                    if progress.remove(partition) {
+                        no_more.push(partition);
+                    }
                     handle(Read::OffsetOutOfLog(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)))?;
                     continue;
                 }
@@ -284,22 +290,17 @@ impl Reading {
             match moved {
                 (_, Moved::Unwanted | Moved::On) => {}
                 (partition, Moved::CaughtUp(reading)) => handle(Read::CaughtUp(partition, reading))?,
-                (partition, Moved::RangeRead) => {
-                    ranges_read.push(partition);
+                (partition, Moved::RangeRead | Moved::RangeOver) => {
+                    no_more.push(partition);
                     handle(Read::CaughtUp(partition, 0))?;
                 }
             }
-        }
-        if let Some(record) = appended_at.and_then(|record: Record<'_>| record.appended_at()) {
-            progress.newest_appended_at = Some(record);
         }
         progress.waited(waited.unwrap_or(QUIET_WAIT).min(QUIET_WAIT));
         if waited.is_some() {
             handle(Read::Pause)?;
         }
-        if !ranges_read.is_empty() {
-            self.remove(&ranges_read);
-        }
+        self.unassign(&no_more);
         Ok(())
     }
 
@@ -345,27 +346,31 @@ impl Reading {
     }
 
     fn remove(&mut self, partitions: &[i32]) {
+        let read: Vec<i32> = partitions.iter().copied().filter(|partition| self.progress.remove(*partition)).collect();
+        self.unassign(&read);
+    }
+
+    fn unassign(&self, partitions: &[i32]) {
+        if partitions.is_empty() {
+            return;
+        }
         let mut list = TopicPartitionList::new();
         for partition in partitions {
-            if self.progress.remove(*partition) {
-                list.add_partition(&self.topic, *partition);
-            }
+            list.add_partition(&self.topic, *partition);
         }
-        if list.count() > 0
-            && let Err(error) = self.consumer.incremental_unassign(&list)
-        {
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
             tracing::error!(%error, topic = self.topic, ?partitions, "cannot stop reading");
         }
     }
 
-    /// The ends of these partitions now, in their order. Blocks for at most [`REQUEST_TIMEOUT`].
+    /// The ends of these partitions now, in their order. Blocks for at most [`ASK_TIMEOUT`].
     fn ends(&self, partitions: &[i32]) -> Result<Vec<(i32, i64)>, KafkaError> {
         let mut list = TopicPartitionList::new();
         for partition in partitions {
             // As a time to look up, it is the end.
             list.add_partition_offset(&self.topic, *partition, Offset::End)?;
         }
-        let found = self.consumer.offsets_for_times(list, REQUEST_TIMEOUT)?;
+        let found = self.consumer.offsets_for_times(list, ASK_TIMEOUT)?;
         let end = |partition: &i32| {
             let element = found.find_partition(&self.topic, *partition).ok_or(KafkaError::Canceled)?;
             element.error()?;
@@ -385,20 +390,21 @@ impl Reading {
             return;
         }
         // A broker that does not answer is the reason, then, and says so elsewhere.
-        let Ok(ends) = self.ends(&silent) else { return };
+        let Ok(ends) = self.ends(&silent) else { return self.progress.not_asked() };
         let stalled = self.progress.stalled(&ends);
         if stalled.is_empty() {
             return;
         }
         tracing::error!(topic = self.topic, ?stalled, "a consumer stopped reading without an error: assigned anew");
         metrics::counter!("nearby_reader_stalls_total", "topic" => self.topic.clone()).increment(stalled.len() as u64);
+        self.unassign(&stalled.iter().map(|(partition, _)| *partition).collect::<Vec<_>>());
         let mut list = TopicPartitionList::new();
-        for (partition, _) in &stalled {
-            list.add_partition(&self.topic, *partition);
-        }
-        let unassigned = self.consumer.incremental_unassign(&list);
+        let again = stalled.iter().try_for_each(|(partition, next)| {
+            list.add_partition_offset(&self.topic, *partition, next.map_or(Offset::Beginning, Offset::Offset))
+        });
         // Resumed, too: an assignment takes over what it finds.
-        let again = unassigned.and_then(|()| self.assign(&stalled)).and_then(|()| self.consumer.resume(&list));
+        let again =
+            again.and_then(|()| self.consumer.incremental_assign(&list)).and_then(|()| self.consumer.resume(&list));
         if let Err(error) = again {
             tracing::error!(%error, topic = self.topic, "assigning anew");
         }
@@ -406,14 +412,14 @@ impl Reading {
 
     #[expect(clippy::cast_precision_loss, reason = "counts of records and milliseconds are far below 2^52")]
     fn measure(&self) {
-        let behind = self.progress.behind(|partition| self.queue.known_end(partition));
-        let seconds = match self.progress.newest_appended_at {
-            Some(appended_at) if behind > 0 => TimestampMs::now().since_ms(appended_at).max(0) as f64 / 1000.0,
-            _ => 0.0,
-        };
         let topic = || self.measured_as.clone();
-        metrics::gauge!("nearby_reader_lag_records", "topic" => topic()).set(behind as f64);
-        metrics::gauge!("nearby_reader_lag_seconds", "topic" => topic()).set(seconds);
+        // Ranges are not meant to reach the end.
+        if self.measured_as == self.topic {
+            let (records, read_at) = self.progress.behind(|partition| self.queue.known_end(partition));
+            let age = |read_at| TimestampMs::now().since_ms(read_at).max(0) as f64 / 1000.0;
+            metrics::gauge!("nearby_reader_lag_records", "topic" => topic()).set(records as f64);
+            metrics::gauge!("nearby_reader_lag_seconds", "topic" => topic()).set(read_at.map_or(0.0, age));
+        }
         metrics::gauge!("nearby_restore_remaining_records", "topic" => topic()).set(self.progress.remaining() as f64);
     }
 }
