@@ -36,8 +36,12 @@ async fn write_with(
 
 /// Every record that is in a topic now, by partition. Blocks.
 pub fn read_all(brokers: &str, topic: &str) -> anyhow::Result<Vec<OwnedMessage>> {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "tests").create()?;
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "tests")
+        // A fetch under way has to end before another partition is read.
+        .set("fetch.wait.max.ms", "10")
+        .create()?;
     let metadata = consumer.fetch_metadata(Some(topic), LIMIT)?;
     let partitions = metadata.topics().first().context("the topic's metadata")?.partitions();
     ensure!(!partitions.is_empty(), "there is no topic {topic}");

@@ -148,6 +148,8 @@ impl Deployment {
             "select kafka_partition from nearby.location_history where user_id = {user} and round(lat::numeric, 2) = {lat}"
         );
         wait_for_rows(&self.database, &rows, &said["partition"].to_string()).await?;
+        let home = records::write(&self.brokers, "scratch.location-events", user, &[]).await?;
+        ensure!(said["partition"] == home, "{by} wrote to {said}, Java's default partitioner to {home}");
         if by == "python" {
             // It says where librdkafka's default would have put the user: so it does.
             let elsewhere = records::write_by_default(&self.brokers, "scratch.location-events", user, &[]).await?;

@@ -26,7 +26,7 @@ pub struct KafkaSettings {
 /// Which wire format records have.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct RegistrySettings {
-    /// Schema registry, http[s]://[USER:PASSWORD@]HOST[:PORT]: records are then written in Confluent's wire format; both formats are read
+    /// Schema registry, http://HOST:PORT or https://USER:PASSWORD@HOST: records are then written in Confluent's wire format, and read in both
     #[arg(long, env = "NEARBY_SCHEMA_REGISTRY_URL", hide_env_values = true, value_name = "URL", value_parser = clap::builder::StringValueParser::new().map(RegistryUrl::from))]
     pub schema_registry_url: Option<RegistryUrl>,
 }

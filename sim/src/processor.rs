@@ -190,16 +190,13 @@ impl Run {
             inactive_after_ms: around.plan.inactive_after_ms,
             gateway_lost_after_ms: GATEWAY_LOST_AFTER_MS,
         };
-        let oldest = oldest_needed(settings.inactive_after_ms, around.wall(ahead_ms));
+        let now = around.wall(ahead_ms);
+        let oldest = oldest_needed(settings.inactive_after_ms, now);
         let (partitions, looks_at_once_max) = (around.plan.partitions, around.plan.looks_at_once_max);
-        let mut decider = Decider::new(
-            Engine::with_looks_at_once(settings, looks_at_once_max),
-            partitions,
-            around.wall(ahead_ms),
-            Codec::new(),
-        );
+        let engine = Engine::with_looks_at_once(settings, looks_at_once_max);
+        let mut decider = Decider::new(engine, partitions, now, Codec::new());
         let newest_ms = around.dice.between(0, settings.inactive_after_ms / 2);
-        let since = around.wall(ahead_ms).plus_ms(-newest_ms);
+        let since = now.plus_ms(-newest_ms);
         let newest_first = around.dice.chance(0.7);
         if newest_first {
             decider.newest_first(since);
