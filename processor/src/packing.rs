@@ -23,6 +23,8 @@ pub(crate) struct Packing {
     /// By index of the gateway.
     open: Vec<OpenBatch>,
     interval: Duration,
+    /// Of the served partitions, by number.
+    epochs: Vec<Option<Epoch>>,
 }
 
 struct OpenBatch {
@@ -33,7 +35,7 @@ struct OpenBatch {
 
 impl Packing {
     pub fn new(codec: Codec<FriendMovedBatch>) -> Packing {
-        Packing { codec, open: Vec::new(), interval: batch_interval(0) }
+        Packing { codec, open: Vec::new(), interval: batch_interval(0), epochs: Vec::new() }
     }
 
     /// The flush interval follows the number of gateways.
@@ -50,6 +52,13 @@ impl Packing {
         clock: Duration,
         closed: &mut Vec<Batch>,
     ) {
+        // A look into an array for each notice instead of one into a tree.
+        self.epochs.clear();
+        for (partition, epoch) in epochs {
+            let place = usize::try_from(*partition).expect("Kafka counts partitions from 0");
+            self.epochs.resize(self.epochs.len().max(place + 1), None);
+            self.epochs[place] = Some(*epoch);
+        }
         for notice in notices.drain(..) {
             let to = match &notice {
                 Notice::FriendMoved { to, .. }
@@ -57,7 +66,8 @@ impl Packing {
                 | Notice::ViewerMoved { to, .. }
                 | Notice::Snapshot { to, .. } => *to,
             };
-            let Some(epoch) = epochs.get(&to.partition) else {
+            let epoch = usize::try_from(to.partition).ok().and_then(|place| *self.epochs.get(place)?);
+            let Some(epoch) = epoch else {
                 // The engine speaks only for served partitions, and serving starts with an epoch.
                 tracing::error!(partition = to.partition, "a notice for a partition that is not served");
                 continue;
@@ -68,7 +78,7 @@ impl Packing {
             }
             let batch = &mut self.open[index];
             batch.since.get_or_insert(clock);
-            write(&mut batch.encoder, (to.partition, *epoch), to.viewer, notice);
+            write(&mut batch.encoder, (to.partition, epoch), to.viewer, notice);
             if batch.encoder.bytes() >= BATCH_BYTES_MAX {
                 closed.push(batch.close(to.gateway, now));
             }

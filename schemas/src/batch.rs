@@ -200,9 +200,17 @@ impl FriendMovedBatch {
 /// partition become one event with a list of viewers.
 pub struct BatchEncoder {
     header: Vec<u8>,
+    /// Those of earlier batches are kept, empty, for their memory.
     sections: Vec<SectionEncoder>,
+    /// Index of the latest section, by partition.
+    section_of: Vec<Option<usize>>,
     bytes: usize,
 }
+
+/// Of a number in Avro.
+const LONG_BYTES_MAX: usize = 10;
+/// An empty section keeps so much memory for the next batch.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Default)]
 struct SectionEncoder {
@@ -227,12 +235,12 @@ enum OpenEvent {
 impl BatchEncoder {
     /// An empty batch; the codec lends its header.
     pub fn new(codec: &Codec<FriendMovedBatch>) -> BatchEncoder {
-        BatchEncoder { header: codec.header().to_vec(), sections: Vec::new(), bytes: 0 }
+        BatchEncoder { header: codec.header().to_vec(), sections: Vec::new(), section_of: Vec::new(), bytes: 0 }
     }
 
     /// Whether nothing has been written.
     pub fn is_empty(&self) -> bool {
-        self.sections.is_empty()
+        self.bytes == 0
     }
 
     /// Bytes written so far, within a few per cent.
@@ -310,29 +318,42 @@ impl BatchEncoder {
         let mut bytes = Vec::with_capacity(self.bytes + 64);
         bytes.extend_from_slice(&self.header);
         put_long(&mut bytes, emitted_at.0);
-        if !self.sections.is_empty() {
-            put_long(&mut bytes, self.sections.len().cast_signed() as i64);
+        let written = self.sections.iter().filter(|section| section.event_count > 0).count();
+        if written > 0 {
+            put_long(&mut bytes, written.cast_signed() as i64);
         }
-        for mut section in self.sections.drain(..) {
+        for section in self.sections.iter_mut().filter(|section| section.event_count > 0) {
             section.close();
             put_long(&mut bytes, i64::from(section.partition));
             put_long(&mut bytes, section.epoch.0);
             put_long(&mut bytes, section.event_count);
             bytes.extend_from_slice(&section.events);
             put_long(&mut bytes, 0);
+            section.clear();
         }
         put_long(&mut bytes, 0);
         self.bytes = 0;
+        // Epochs that have passed leave sections behind.
+        if self.sections.len() > self.section_of.len() {
+            self.sections.clear();
+            self.section_of.clear();
+        }
         bytes
     }
 
     /// Writes to the section of a partition and keeps the size.
     fn grow(&mut self, partition: i32, epoch: Epoch, write: impl FnOnce(&mut SectionEncoder)) {
-        let same = |section: &SectionEncoder| section.partition == partition && section.epoch == epoch;
-        let index = self.sections.iter().position(same).unwrap_or_else(|| {
-            self.sections.push(SectionEncoder { partition, epoch, ..SectionEncoder::default() });
-            self.sections.len() - 1
-        });
+        let place = usize::try_from(partition).expect("Kafka counts partitions from 0");
+        if self.section_of.len() <= place {
+            self.section_of.resize(place + 1, None);
+        }
+        let index = match self.section_of[place] {
+            Some(index) if self.sections[index].epoch == epoch => index,
+            _ => {
+                self.sections.push(SectionEncoder { partition, epoch, ..SectionEncoder::default() });
+                *self.section_of[place].insert(self.sections.len() - 1)
+            }
+        };
         let section = &mut self.sections[index];
         let before = section.bytes();
         write(section);
@@ -343,6 +364,14 @@ impl BatchEncoder {
 impl SectionEncoder {
     fn bytes(&self) -> usize {
         self.events.len() + self.viewers.len()
+    }
+
+    /// Makes it empty; `close` has emptied the rest.
+    fn clear(&mut self) {
+        self.event_count = 0;
+        self.events.clear();
+        self.events.shrink_to(KEPT_BYTES_MAX);
+        self.viewers.shrink_to(KEPT_BYTES_MAX);
     }
 
     /// Makes `event` the open one; writes its head if it was not already.
@@ -387,9 +416,16 @@ fn put_place(bytes: &mut Vec<u8>, place: Place) {
 /// Avro's int and long: zigzag, then seven bits a byte, least significant first.
 fn put_long(bytes: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    while rest >= 0x80 {
-        bytes.push((rest & 0x7f) as u8 | 0x80);
+    // Room is asked for once: most numbers here are ids of nine bytes.
+    let (mut encoded, mut length) = ([0; LONG_BYTES_MAX], 1);
+    for byte in &mut encoded {
+        *byte = (rest & 0x7f) as u8;
         rest >>= 7;
+        if rest == 0 {
+            break;
+        }
+        *byte |= 0x80;
+        length += 1;
     }
-    bytes.push(rest as u8);
+    bytes.extend_from_slice(&encoded[..length]);
 }
