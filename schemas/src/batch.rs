@@ -416,7 +416,7 @@ fn put_place(bytes: &mut Vec<u8>, place: Place) {
 /// Avro's int and long: zigzag, then seven bits a byte, least significant first.
 fn put_long(bytes: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    // Room is asked for once: most numbers here are ids of nine bytes.
+    // Room is asked for once, and a copy of a known length takes no call.
     let (mut encoded, mut length) = ([0; LONG_BYTES_MAX], 1);
     for byte in &mut encoded {
         *byte = (rest & 0x7f) as u8;
@@ -427,5 +427,7 @@ fn put_long(bytes: &mut Vec<u8>, value: i64) {
         *byte |= 0x80;
         length += 1;
     }
-    bytes.extend_from_slice(&encoded[..length]);
+    let before = bytes.len();
+    bytes.extend_from_slice(&encoded);
+    bytes.truncate(before + length);
 }

@@ -19,8 +19,6 @@ const OURS: [&str; 37] = [
     "auto.commit.interval.ms",
     "auto.offset.reset",
     "bootstrap.servers",
-    "compression.codec",
-    "compression.type",
     "delivery.report.only.error",
     "delivery.timeout.ms",
     "enable.auto.commit",
