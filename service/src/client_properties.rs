@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 /// What `nearby` sets itself, or relies on as it is, with librdkafka's other names for the same.
-const OURS: [&str; 37] = [
+const OURS: [&str; 35] = [
     "acks",
     "allow.auto.create.topics",
     "auto.commit.enable",
