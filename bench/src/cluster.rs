@@ -4,9 +4,8 @@ use crate::workload::{World, user_id};
 use anyhow::Context;
 use nearby_e2e::kafka;
 use nearby_schemas::codec::Codec;
-use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
-use nearby_schemas::topics::{TopicSpec, Topics};
+use nearby_schemas::topics::TopicSpec;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
@@ -33,13 +32,12 @@ impl Cluster {
     /// A broker with our topics, and with so many gateways that are alive as long as the runtime is.
     pub async fn start(gateways: usize) -> anyhow::Result<Cluster> {
         let broker = tokio::task::spawn_blocking(kafka::Kafka::start).await.context("starting Kafka")??;
-        let (brokers, topics) = (broker.bootstrap(), Topics::new(""));
+        let brokers = broker.bootstrap();
         let gateways: Vec<GatewayId> = (0..gateways)
             .map(|number| GatewayId::new(format!("g{number}")))
             .collect::<Result<_, _>>()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        let (codecs, properties) = (Codecs::default(), Default::default());
-        let kafka = Kafka { brokers, topics, prefix: String::new(), embedded: false, codecs, properties };
+        let kafka = Kafka::at(brokers, "");
         kafka.create_standing_topics(PARTITIONS).await?;
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;

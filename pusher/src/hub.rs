@@ -215,21 +215,12 @@ async fn write_again(hub: Weak<Hub>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearby_schemas::codecs::Codecs;
-    use nearby_schemas::topics::Topics;
     use nearby_service::kafka::Kafka;
 
     #[tokio::test]
     async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
         let brokers = "127.0.0.1:1".to_owned();
-        let kafka = Kafka {
-            brokers,
-            topics: Topics::new(""),
-            prefix: String::new(),
-            embedded: true,
-            codecs: Codecs::default(),
-            properties: Default::default(),
-        };
+        let kafka = Kafka::embedded_at(brokers, "");
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");
         let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender, Codec::new());

@@ -200,8 +200,6 @@ fn retire(producer: ThreadedProducer<Acknowledgements>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nearby_schemas::codecs::Codecs;
-    use nearby_schemas::topics::Topics;
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -210,14 +208,7 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let kafka = Kafka {
-            brokers,
-            topics: Topics::new(""),
-            prefix: String::new(),
-            embedded: true,
-            codecs: Codecs::default(),
-            properties: Default::default(),
-        };
+        let kafka = Kafka::embedded_at(brokers, "");
         let appender = Appender::new(&kafka).expect("a producer");
         let append = || appender.append_one(Outgoing { topic: "t".to_owned(), ..Outgoing::default() });
         append().await.expect("acknowledged");

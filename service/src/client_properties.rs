@@ -200,14 +200,7 @@ mod tests {
     /// Another name of the same property would be a way around.
     #[test]
     fn everything_that_our_clients_set_is_refused_or_meant_to_be_changed() {
-        let kafka = crate::kafka::Kafka {
-            brokers: "127.0.0.1:1".to_owned(),
-            topics: nearby_schemas::topics::Topics::new(""),
-            prefix: String::new(),
-            codecs: nearby_schemas::codecs::Codecs::default(),
-            embedded: false,
-            properties: ClientProperties::default(),
-        };
+        let kafka = crate::kafka::Kafka::at("127.0.0.1:1".to_owned(), "");
         for config in [kafka.reader_config(), kafka.member_config("g"), kafka.writer_config()] {
             for key in config.config_map().into_keys() {
                 let free = ["client.id", "reconnect.backoff.max.ms"].contains(&key);

@@ -88,10 +88,20 @@ pub enum ClusterError {
 impl Kafka {
     /// From the settings; connects to nothing yet, not even to a schema registry.
     pub fn from_settings(settings: &KafkaSettings) -> Kafka {
-        let prefix = settings.names.topic_prefix.clone();
         let properties = ClientProperties::joined(&settings.client.properties);
-        let (brokers, topics) = (settings.brokers.clone(), Topics::new(prefix.clone()));
-        Kafka { brokers, topics, prefix, embedded: false, codecs: Codecs::default(), properties }
+        Kafka { properties, ..Kafka::at(settings.brokers.clone(), &settings.names.topic_prefix) }
+    }
+
+    /// A real cluster, without a schema registry and without further properties.
+    pub fn at(brokers: String, prefix: &str) -> Kafka {
+        let (topics, prefix) = (Topics::new(prefix), prefix.to_owned());
+        let (codecs, properties) = (Codecs::default(), ClientProperties::default());
+        Kafka { brokers, topics, prefix, embedded: false, codecs, properties }
+    }
+
+    /// librdkafka's mock cluster in this process.
+    pub fn embedded_at(brokers: String, prefix: &str) -> Kafka {
+        Kafka { embedded: true, ..Kafka::at(brokers, prefix) }
     }
 
     /// What every client has in common.

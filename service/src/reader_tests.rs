@@ -2,8 +2,6 @@
 
 use super::*;
 use crate::append::{Appender, Outgoing};
-use nearby_schemas::codecs::Codecs;
-use nearby_schemas::topics::Topics;
 use rdkafka::mocking::MockCluster;
 use std::sync::mpsc::RecvTimeoutError;
 
@@ -30,8 +28,7 @@ impl Log {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic(TOPIC, 2, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
-        let (topics, codecs, properties) = (Topics::new(""), Codecs::default(), Default::default());
-        let kafka = Kafka { brokers, topics, prefix: String::new(), codecs, embedded: true, properties };
+        let kafka = Kafka::embedded_at(brokers, "");
         let (sender, heard) = mpsc::channel();
         let stop = Stop::new();
         let handle = move |read: Read<'_>| {

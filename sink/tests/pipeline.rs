@@ -6,7 +6,6 @@ use common::migrated;
 use nearby_e2e::kafka::Kafka as Broker;
 use nearby_e2e::postgres::Postgres;
 use nearby_schemas::codec::Codec;
-use nearby_schemas::codecs::Codecs;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::Topics;
 use nearby_schemas::{FriendList, LocationEvent, Position, Source, TimestampMs, UserId};
@@ -51,27 +50,17 @@ struct Running {
 impl World {
     async fn new() -> World {
         let cluster = MockCluster::new(1).expect("a mock cluster");
-        let topics = Topics::default();
-        for topic in topics.standing(PARTITIONS) {
+        for topic in Topics::default().standing(PARTITIONS) {
             cluster.create_topic(&topic.name, topic.partitions, 1).expect("a topic");
         }
-        let kafka = Kafka {
-            brokers: cluster.bootstrap_servers(),
-            topics,
-            prefix: String::new(),
-            embedded: true,
-            codecs: Codecs::default(),
-            properties: Default::default(),
-        };
+        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
         World::over(kafka, Cluster::Mock { _cluster: cluster }).await
     }
 
     /// With a real broker: the mock cluster takes 10 s and more for each change of a group.
     async fn with_real_broker() -> World {
         let broker = Broker::start().expect("Kafka starts");
-        let (topics, prefix) = (Topics::default(), String::new());
-        let (brokers, codecs, properties) = (broker.bootstrap(), Codecs::default(), Default::default());
-        let kafka = Kafka { brokers, topics, prefix, embedded: false, codecs, properties };
+        let kafka = Kafka::at(broker.bootstrap(), "");
         for topic in kafka.topics.standing(PARTITIONS) {
             kafka.create_topic(&topic).await.expect("a topic");
         }

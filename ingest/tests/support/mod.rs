@@ -6,7 +6,6 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use nearby_ingest::IngestContext;
 use nearby_schemas::codec::{Codec, Record};
-use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::Topics;
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::Tokens;
@@ -88,8 +87,7 @@ impl World {
             mock.create_topic(&topic.name, topic.partitions, 1).expect("creates topic");
         }
         let brokers = mock.bootstrap_servers();
-        let (prefix, codecs, properties) = ("t.".to_owned(), Codecs::default(), Default::default());
-        let kafka = Kafka { brokers, topics, prefix, embedded: true, codecs, properties };
+        let kafka = Kafka::embedded_at(brokers, "t.");
         let tokens = Tokens::from_secret(SECRET).expect("long enough");
         let number = |number| NonZeroU32::new(number).expect("not zero");
         // One a second, so that a slow machine does not refill a bucket between two requests.

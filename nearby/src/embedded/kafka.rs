@@ -1,8 +1,7 @@
 //! librdkafka's mock cluster in this process: enough of Kafka for a demo, and no Java.
 
 use anyhow::Context;
-use nearby_schemas::codecs::Codecs;
-use nearby_schemas::topics::{TopicSpec, Topics};
+use nearby_schemas::topics::TopicSpec;
 use nearby_service::kafka::Kafka;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -30,13 +29,6 @@ impl EmbeddedKafka {
 
     /// How to reach it.
     pub fn access(&self, prefix: &str) -> Kafka {
-        Kafka {
-            brokers: self.cluster.bootstrap_servers(),
-            topics: Topics::new(prefix),
-            prefix: prefix.to_owned(),
-            embedded: true,
-            codecs: Codecs::default(),
-            properties: Default::default(),
-        }
+        Kafka::embedded_at(self.cluster.bootstrap_servers(), prefix)
     }
 }
