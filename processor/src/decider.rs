@@ -94,7 +94,7 @@ impl Decider {
             engine,
             ownership: Ownership::default(),
             epochs: BTreeMap::new(),
-            packing: Packing::new(codec),
+            packing: Packing::new(&codec),
             unrestored: (0..partitions).collect(),
             older_unread: false,
             gateways_unknown: true,

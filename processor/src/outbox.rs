@@ -1,4 +1,7 @@
 //! Batches on their way into Kafka; who was told by one that got lost is remembered.
+//!
+//! A processor that catches up decides faster than a broker takes it in. So the engine waits for room: were batches dropped
+//! then, or left to wait until they time out, their viewers would have to get snapshots, which is more to send than before.
 
 use crate::packing::{Batch, viewers_of};
 use nearby_engine::GatewayIndex;
@@ -6,16 +9,26 @@ use nearby_schemas::UserId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
 use nearby_service::kafka::Kafka;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Batches and their bytes on the way: a few seconds' worth of a slow broker, well below the delivery timeout.
+const BATCHES_MAX: usize = 100_000;
+const BYTES_MAX: usize = 128 * 1024 * 1024;
+/// So long a full queue may not move at all. Then batches are given up, until there is room again.
+const NO_ROOM_MAX: Duration = Duration::from_secs(3);
+const ROOM_POLL: Duration = Duration::from_millis(1);
 
 /// Sends batches.
 pub(crate) struct Outbox {
     producer: ThreadedProducer<Deliveries>,
+    /// The queue was full for too long, and was not seen otherwise since.
+    stuck: Cell<bool>,
 }
 
 struct Deliveries {
@@ -55,24 +68,43 @@ impl Deliveries {
 
 impl Outbox {
     pub fn new(kafka: &Kafka) -> Result<Outbox, KafkaError> {
+        Outbox::with_room(kafka, BATCHES_MAX)
+    }
+
+    fn with_room(kafka: &Kafka, batches_max: usize) -> Result<Outbox, KafkaError> {
         let mut config = kafka.writer_config();
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
         config.set("linger.ms", "0");
+        config.set("queue.buffering.max.messages", batches_max.to_string());
+        config.set("queue.buffering.max.kbytes", (BYTES_MAX / 1024).to_string());
         let deliveries = Deliveries { codec: kafka.codecs.codec(), unacknowledged: Mutex::default() };
-        Ok(Outbox { producer: config.create_with_context(deliveries)? })
+        Ok(Outbox { producer: config.create_with_context(deliveries)?, stuck: Cell::new(false) })
     }
 
-    /// Hands a batch to Kafka for the topic of its gateway.
+    /// Hands a batch to Kafka for the topic of its gateway; waits for room while the queue moves.
     pub fn send(&self, topic: &str, batch: &Batch) {
         metrics::counter!("nearby_batches_total").increment(1);
         metrics::counter!("nearby_batch_bytes_total").increment(batch.bytes.len() as u64);
         let gateway = batch.gateway.0 as usize;
-        let record: BaseRecord<'_, (), [u8], usize> =
+        let mut record: BaseRecord<'_, (), [u8], usize> =
             BaseRecord::with_opaque_to(topic, gateway).partition(0).payload(&batch.bytes);
-        if let Err((error, _)) = self.producer.send(record) {
-            tracing::warn!(%error, topic, "a batch could not be sent: its viewers get snapshots");
-            self.producer.client().context().remember(gateway, &batch.bytes);
+        let mut full_since: Option<Instant> = None;
+        while let Err((error, refused)) = self.producer.send(record) {
+            let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
+            let waited = full_since.get_or_insert_with(Instant::now).elapsed();
+            if !is_full || self.stuck.get() || waited >= NO_ROOM_MAX {
+                self.stuck.set(is_full);
+                tracing::warn!(%error, topic, "a batch could not be sent: its viewers get snapshots");
+                self.producer.client().context().remember(gateway, &batch.bytes);
+                return;
+            }
+            std::thread::sleep(ROOM_POLL);
+            record = refused;
+        }
+        self.stuck.set(false);
+        if let Some(since) = full_since {
+            metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());
         }
     }
 
@@ -101,6 +133,9 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearby_schemas::batch::LeftReason;
+    use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
+    use nearby_schemas::{Epoch, TimestampMs};
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -124,5 +159,43 @@ mod tests {
         send();
         let because = outbox.failed().expect("has failed for good");
         assert!(because.contains("sequence"), "{because}");
+    }
+
+    #[test]
+    fn waits_for_room_while_the_queue_moves() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        let outbox = Outbox::with_room(&kafka, 5).expect("a producer");
+        for _ in 0..500 {
+            outbox.send("t", &batch_to(UserId(5)));
+        }
+        outbox.flush(Duration::from_secs(60));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX), BTreeSet::new());
+    }
+
+    #[test]
+    fn gives_up_when_the_queue_does_not_move() {
+        let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
+        let outbox = Outbox::with_room(&nobody, 100).expect("a producer");
+        let full_of = batch_to(UserId(5));
+        (0..100).for_each(|_| outbox.send("t", &full_of));
+        let begun = Instant::now();
+        outbox.send("t", &batch_to(UserId(6)));
+        let waited = begun.elapsed();
+        assert!(waited >= NO_ROOM_MAX, "{waited:?}");
+        outbox.send("t", &batch_to(UserId(7)));
+        assert!(begun.elapsed() < waited + NO_ROOM_MAX, "waited only once");
+        let lost = BTreeSet::from([6, 7].map(|viewer| (GatewayIndex(0), UserId(viewer))));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX), lost);
+    }
+
+    fn batch_to(viewer: UserId) -> Batch {
+        let codec = Codec::<FriendMovedBatch>::new();
+        let (mut encoder, mut notes) = (BatchEncoder::new(&codec), Notes::default());
+        encoder.set_epochs([(0, Epoch(1))]);
+        let section = encoder.section(0).expect("has an epoch");
+        encoder.friend_left(&mut notes, section, (UserId(1), LeftReason::Distance), viewer);
+        Batch { gateway: GatewayIndex(0), bytes: encoder.finish(&mut notes, TimestampMs(0)) }
     }
 }
