@@ -251,7 +251,9 @@ impl Served {
         );
         let unacknowledged = after.counters.unacknowledged - before.counters.unacknowledged;
         if unacknowledged > 0.0 {
-            println!("    {unacknowledged} batches were not acknowledged");
+            let log = self.processor.stderr();
+            let why = log.lines().find(|line| line.contains("snapshots")).unwrap_or_default();
+            println!("    {unacknowledged} batches were not acknowledged; the first: {why}");
         }
         let mut threads: Vec<(&String, f64)> = after
             .threads

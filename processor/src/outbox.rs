@@ -18,11 +18,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Batches and their bytes on the way: a few seconds' worth of a slow broker, well below the delivery timeout.
-const BATCHES_MAX: usize = 100_000;
+const BATCHES_MAX: usize = 16_384;
 const BYTES_MAX: usize = 128 * 1024 * 1024;
 /// So long a full queue may not move at all. Then batches are given up, until there is room again.
 const NO_ROOM_MAX: Duration = Duration::from_secs(3);
 const ROOM_POLL: Duration = Duration::from_millis(1);
+/// A gateway of whose batches more than this are on the way, and none was acknowledged for so long, gets no more: its topic's
+/// broker is away, and the others need the room.
+const SHARE_MAX: usize = 32;
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Sends batches.
 pub(crate) struct Outbox {
@@ -35,6 +39,16 @@ struct Deliveries {
     codec: Codec<FriendMovedBatch>,
     /// Viewers, each on one gateway, whose notices were not acknowledged.
     unacknowledged: Mutex<BTreeSet<(GatewayIndex, UserId)>>,
+    /// By index of the gateway.
+    on_the_way: Mutex<Vec<OnTheWay>>,
+}
+
+/// Batches of one gateway that are neither acknowledged nor given up.
+#[derive(Clone, Copy)]
+struct OnTheWay {
+    count: usize,
+    /// When one was acknowledged, or the first of them was sent.
+    moved_at: Instant,
 }
 
 impl ClientContext for Deliveries {}
@@ -44,6 +58,7 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, gateway: usize) {
+        self.arrived(gateway, result.is_ok());
         if let Err((error, record)) = result {
             tracing::warn!(%error, topic = record.topic(), "a batch was not acknowledged: its viewers get snapshots");
             self.remember(gateway, record.payload().unwrap_or_default());
@@ -52,6 +67,32 @@ impl ProducerContext for Deliveries {
 }
 
 impl Deliveries {
+    /// Says whether there is still a way to the gateway's topic.
+    fn leaves(&self, gateway: usize) -> bool {
+        let now = Instant::now();
+        let mut on_the_way = self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if on_the_way.len() <= gateway {
+            on_the_way.resize(gateway + 1, OnTheWay { count: 0, moved_at: now });
+        }
+        let of_gateway = &mut on_the_way[gateway];
+        if of_gateway.count == 0 {
+            of_gateway.moved_at = now;
+        }
+        let is_open = of_gateway.count < SHARE_MAX || now.duration_since(of_gateway.moved_at) < SILENCE_MAX;
+        of_gateway.count += usize::from(is_open);
+        is_open
+    }
+
+    /// A batch that had left is acknowledged, or will never be.
+    fn arrived(&self, gateway: usize, acknowledged: bool) {
+        let mut on_the_way = self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_gateway = &mut on_the_way[gateway];
+        of_gateway.count -= 1;
+        if acknowledged {
+            of_gateway.moved_at = Instant::now();
+        }
+    }
+
     /// Marks every viewer of a lost batch.
     fn remember(&self, gateway: usize, bytes: &[u8]) {
         metrics::counter!("nearby_unacknowledged_batches_total").increment(1);
@@ -78,7 +119,8 @@ impl Outbox {
         config.set("linger.ms", "0");
         config.set("queue.buffering.max.messages", batches_max.to_string());
         config.set("queue.buffering.max.kbytes", (BYTES_MAX / 1024).to_string());
-        let deliveries = Deliveries { codec: kafka.codecs.codec(), unacknowledged: Mutex::default() };
+        let (codec, unacknowledged, on_the_way) = (kafka.codecs.codec(), Mutex::default(), Mutex::default());
+        let deliveries = Deliveries { codec, unacknowledged, on_the_way };
         Ok(Outbox { producer: config.create_with_context(deliveries)?, stuck: Cell::new(false) })
     }
 
@@ -87,6 +129,12 @@ impl Outbox {
         metrics::counter!("nearby_batches_total").increment(1);
         metrics::counter!("nearby_batch_bytes_total").increment(batch.bytes.len() as u64);
         let gateway = batch.gateway.0 as usize;
+        let deliveries = self.producer.client().context();
+        if !deliveries.leaves(gateway) {
+            tracing::warn!(topic, "no broker takes the batches of this gateway: its viewers get snapshots");
+            deliveries.remember(gateway, &batch.bytes);
+            return;
+        }
         let mut record: BaseRecord<'_, (), [u8], usize> =
             BaseRecord::with_opaque_to(topic, gateway).partition(0).payload(&batch.bytes);
         let mut full_since: Option<Instant> = None;
@@ -96,7 +144,8 @@ impl Outbox {
             if !is_full || self.stuck.get() || waited >= NO_ROOM_MAX {
                 self.stuck.set(is_full);
                 tracing::warn!(%error, topic, "a batch could not be sent: its viewers get snapshots");
-                self.producer.client().context().remember(gateway, &batch.bytes);
+                deliveries.arrived(gateway, false);
+                deliveries.remember(gateway, &batch.bytes);
                 return;
             }
             std::thread::sleep(ROOM_POLL);
@@ -180,14 +229,29 @@ mod tests {
         let outbox = Outbox::with_room(&nobody, 100).expect("a producer");
         let full_of = batch_to(UserId(5));
         (0..100).for_each(|_| outbox.send("t", &full_of));
-        let begun = Instant::now();
-        outbox.send("t", &batch_to(UserId(6)));
+        let (begun, others) = (Instant::now(), |viewer| Batch { gateway: GatewayIndex(1), ..batch_to(UserId(viewer)) });
+        outbox.send("t", &others(6));
         let waited = begun.elapsed();
         assert!(waited >= NO_ROOM_MAX, "{waited:?}");
-        outbox.send("t", &batch_to(UserId(7)));
+        outbox.send("t", &others(7));
         assert!(begun.elapsed() < waited + NO_ROOM_MAX, "waited only once");
-        let lost = BTreeSet::from([6, 7].map(|viewer| (GatewayIndex(0), UserId(viewer))));
+        let lost = BTreeSet::from([6, 7].map(|viewer| (GatewayIndex(1), UserId(viewer))));
         assert_eq!(outbox.take_unacknowledged(usize::MAX), lost);
+    }
+
+    #[test]
+    fn a_gateway_whose_broker_is_away_leaves_room_to_the_others() {
+        let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
+        let outbox = Outbox::new(&nobody).expect("a producer");
+        let send = |gateway, viewer| {
+            outbox.send("t", &Batch { gateway: GatewayIndex(gateway), ..batch_to(UserId(viewer)) });
+        };
+        (0..40).for_each(|_| send(1, 5));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it may be only slow");
+        std::thread::sleep(SILENCE_MAX);
+        send(1, 6);
+        send(2, 7);
+        assert_eq!(outbox.take_unacknowledged(usize::MAX), BTreeSet::from([(GatewayIndex(1), UserId(6))]));
     }
 
     fn batch_to(viewer: UserId) -> Batch {

@@ -34,12 +34,12 @@ pub(crate) struct Packing {
 impl Packing {
     pub fn new(codec: &Codec<FriendMovedBatch>) -> Packing {
         let (encoder, open, epochs) = (BatchEncoder::new(codec), Vec::new(), BTreeMap::new());
-        Packing { encoder, open, since: None, interval: batch_interval(0), epochs }
+        Packing { encoder, open, since: None, interval: batch_interval(0, false), epochs }
     }
 
-    /// The flush interval follows the number of gateways.
-    pub fn set_gateways_alive(&mut self, gateways_alive: usize) {
-        self.interval = batch_interval(gateways_alive);
+    /// The flush interval follows the number of gateways, and whether there is more to do than can be done.
+    pub fn set_interval(&mut self, gateways_alive: usize, is_behind: bool) {
+        self.interval = batch_interval(gateways_alive, is_behind);
     }
 
     /// Packs the notices, each under the epoch of its viewer's partition, and empties the list. What is full is closed.

@@ -13,7 +13,7 @@ use crate::nearness::Place;
 use crate::{Epoch, TimestampMs, UserId};
 
 /// Heads that may wait for their batches to be closed; each takes 32 bytes.
-pub const HEADS_MAX: usize = 65_536;
+pub const HEADS_MAX: usize = 262_144;
 
 /// Of a number in Avro.
 const LONG_BYTES_MAX: usize = 10;
