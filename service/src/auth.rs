@@ -2,6 +2,7 @@
 
 use crate::problem::Problem;
 use crate::settings::AuthSettings;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, StatusCode, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use nearby_schemas::{TimestampMs, UserId};
@@ -189,6 +190,30 @@ impl Tokens {
             _ => Err(unauthorized("missing_token", "send Authorization: Bearer <token>")),
         }
     }
+
+    /// Who is calling by an `Authorization: Basic` header whose password is the token, for clients that know nothing else.
+    /// The user name is not looked at. Bearer will do, too.
+    ///
+    /// # Errors
+    /// 401 `missing_token`, `token_expired` or `bad_token`.
+    pub fn basic(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        match value.and_then(|value| value.split_once(' ')) {
+            Some((scheme, encoded)) if scheme.eq_ignore_ascii_case("basic") => {
+                let password = basic_password(encoded.trim());
+                let password =
+                    password.ok_or_else(|| unauthorized("bad_token", "no user name and password in base64"))?;
+                self.verify(&password)
+            }
+            None => Err(unauthorized("missing_token", "send the token as the password of Authorization: Basic")),
+            Some(_) => self.bearer(headers),
+        }
+    }
+}
+
+fn basic_password(encoded: &str) -> Option<String> {
+    let credentials = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    Some(credentials.split_once(':')?.1.to_owned())
 }
 
 fn unauthorized(code: &'static str, detail: &str) -> Problem {
