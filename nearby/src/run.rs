@@ -296,7 +296,7 @@ fn tokens(settings: &AuthSettings) -> anyhow::Result<Tokens> {
     tracing::warn!(
         "NEARBY_JWT_SECRET is not set: tokens are signed with a secret of this run only, so `nearby token` cannot make any"
     );
-    Ok(Tokens::ephemeral())
+    Ok(Tokens::ephemeral(&settings.signing))
 }
 
 fn start_walkers(settings: &RunSettings, address: SocketAddr, tokens: Tokens, stop: &Stop) -> JoinHandle<()> {

@@ -11,6 +11,7 @@ pub mod dead_letters;
 pub mod health;
 pub mod http;
 pub mod kafka;
+mod keys;
 pub mod logs;
 pub mod membership;
 pub mod metrics;
@@ -20,6 +21,7 @@ mod progress;
 pub mod reader;
 pub mod registry;
 pub mod settings;
+mod watched;
 
 /// Asks everything that holds a clone to end in order.
 pub use tokio_util::sync::CancellationToken as Stop;

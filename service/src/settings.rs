@@ -58,15 +58,45 @@ fn legal_prefix(prefix: &str) -> Result<String, String> {
     }
 }
 
-/// How tokens are verified (and, with a secret, signed).
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct AuthSettings {
+/// A secret that services and tools share, and what tokens say besides.
+#[derive(Clone, Default, clap::Args)]
+pub struct SigningSettings {
     /// Secret of at least 16 bytes for tokens signed with HS256
     #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub jwt_secret: Option<String>,
+    /// Whom tokens have to be for (their aud); without it that is not looked at
+    #[arg(long, env = "NEARBY_JWT_AUDIENCE", value_name = "AUDIENCE")]
+    pub jwt_audience: Option<String>,
+    /// Who has to have issued tokens (their iss); without it that is not looked at
+    #[arg(long, env = "NEARBY_JWT_ISSUER", value_name = "ISSUER")]
+    pub jwt_issuer: Option<String>,
+}
+
+impl std::fmt::Debug for SigningSettings {
+    /// Without the secret.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let secret = self.jwt_secret.as_ref().map(|_| "…");
+        let mut shown = formatter.debug_struct("SigningSettings");
+        shown.field("jwt_secret", &secret).field("jwt_audience", &self.jwt_audience);
+        shown.field("jwt_issuer", &self.jwt_issuer).finish()
+    }
+}
+
+/// How tokens are verified (and, with a secret, signed). Key files are read again when they change.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct AuthSettings {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]
+    pub signing: SigningSettings,
+    /// File with that secret; read again when it changes, as all key files are
+    #[arg(long, env = "NEARBY_JWT_SECRET_FILE", value_name = "FILE", conflicts_with_all = ["jwt_secret", "jwt_public_key_file", "jwks_file"])]
+    pub jwt_secret_file: Option<PathBuf>,
     /// PEM file with the public key for tokens signed with RS256 or EdDSA
-    #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
+    #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with_all = ["jwt_secret", "jwks_file"])]
     pub jwt_public_key_file: Option<PathBuf>,
+    /// JSON Web Key Set with public keys for tokens signed with RS256 or EdDSA; a token names its key by kid
+    #[arg(long, env = "NEARBY_JWKS_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
+    pub jwks_file: Option<PathBuf>,
     /// Serve GET /v1/dev/token, which gives anybody a token for any user; for development, on loopback only
     #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub dev_tokens: bool,
