@@ -1,9 +1,11 @@
 //! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
 
+use crate::addresses::Network;
 use crate::client_properties::{ClientProperties, PropertiesParser};
 use crate::registry::RegistryUrl;
 use clap::builder::TypedValueParser;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// Where Kafka is and how its topics are called.
@@ -110,10 +112,36 @@ pub struct EdgeSettings {
     pub allowed_origins: Vec<String>,
     /// Reports a second that one user may send in the long run
     #[arg(long, env = "NEARBY_USER_RATE_PER_S", default_value = "10")]
-    pub user_rate_per_s: std::num::NonZeroU32,
+    pub user_rate_per_s: NonZeroU32,
     /// Reports that one user may send at once
     #[arg(long, env = "NEARBY_USER_BURST", default_value = "200")]
-    pub user_burst: std::num::NonZeroU32,
+    pub user_burst: NonZeroU32,
+}
+
+/// Who may call at all, and how connections are held.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessSettings {
+    /// Names that requests may have in Host, besides the advertised one and, on loopback, localhost (comma-separated, without ports)
+    #[arg(long, env = "NEARBY_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST,…")]
+    pub allowed_hosts: Vec<String>,
+    /// Requests a second that one address may send in the long run; an IPv6 /64 is one address
+    #[arg(long, env = "NEARBY_ADDRESS_RATE_PER_S", default_value = "10000")]
+    pub address_rate_per_s: NonZeroU32,
+    /// Requests that one address may send at once
+    #[arg(long, env = "NEARBY_ADDRESS_BURST", default_value = "50000")]
+    pub address_burst: NonZeroU32,
+    /// Proxies whose X-Forwarded-For says which address a request is from, such as 10.0.0.0/8 (comma-separated)
+    #[arg(long, env = "NEARBY_TRUSTED_PROXIES", value_delimiter = ',', value_name = "ADDRESS[/BITS],…")]
+    pub trusted_proxies: Vec<Network>,
+    /// Connections that are held at once, not counting WebSockets; others wait to be accepted
+    #[arg(long, env = "NEARBY_HTTP_CONNECTIONS_MAX", default_value_t = 60_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub http_connections_max: u32,
+    /// PEM file with the certificate, and the chain to its root, to serve HTTPS and WSS with; read again when it changes
+    #[arg(long, env = "NEARBY_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of that certificate
+    #[arg(long, env = "NEARBY_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
 }
 
 /// The rules of nearness that the engine and the gateways share.
@@ -130,11 +158,11 @@ pub struct RuleSettings {
     pub gateway_lost_after_s: u32,
 }
 
-/// The public base address `http://HOST:PORT` of a listener: as advertised, or the address itself.
+/// The public base address `http://HOST:PORT` (or https) of a listener: as advertised, or the address itself.
 ///
 /// # Errors
 /// If the address says nothing to clients (0.0.0.0, ::) and none is advertised, or the advertised one is no http address.
-pub fn public_url(listen: SocketAddr, advertised: Option<&str>) -> Result<String, String> {
+pub fn public_url(listen: SocketAddr, advertised: Option<&str>, scheme: &str) -> Result<String, String> {
     match advertised {
         Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
             Ok(url.trim_end_matches('/').to_owned())
@@ -143,6 +171,6 @@ pub fn public_url(listen: SocketAddr, advertised: Option<&str>) -> Result<String
         None if listen.ip().is_unspecified() => {
             Err(format!("listening on {listen} needs --advertise-url: clients have to be told an address"))
         }
-        None => Ok(format!("http://{listen}")),
+        None => Ok(format!("{scheme}://{listen}")),
     }
 }
