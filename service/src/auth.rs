@@ -80,7 +80,7 @@ pub enum KeyError {
     #[error("NEARBY_JWT_SECRET is shorter than 16 bytes")]
     ShortSecret,
     /// The file cannot be read, or there is no key in it.
-    #[error("{option}: {reason}")]
+    #[error("{option} {reason}")]
     File {
         /// By which it was given.
         option: &'static str,
