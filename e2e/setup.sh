@@ -1,6 +1,6 @@
 #!/bin/sh
 # Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose; the jars of Kafka and of a Java
-# client; an environment for a Python client; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
+# client; an environment for a Python client; OpenSSL; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
 # build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
@@ -19,6 +19,8 @@ missing_packages() {
   # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
   has docker-compose || echo docker-compose
   has curl || echo curl
+  # Keys and certificates of the tests.
+  has openssl || echo openssl
   has pkg-config || echo pkg-config
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }

@@ -170,8 +170,15 @@ fn refusals() -> anyhow::Result<Vec<Refusal>> {
         refusal("PUT", "/v1/users/07/friends", "{}".to_owned(), 400, "bad_id"),
         refusal("POST", "/v1/friend-lists", json!({"lists": {"07": []}}).to_string(), 400, "bad_id"),
         refusal("POST", "/v1/friend-lists", "{}".to_owned(), 400, "missing"),
+        refusal("POST", "/owntracks", r#"{"_type":"location","lat":91,"lon":0}"#.to_owned(), 400, "out_of_range"),
+        refusal("POST", "/owntracks", "{}".to_owned(), 400, "missing"),
         refusal("GET", "/v1/dev/token", String::new(), 400, "bad_id"),
         refusal("GET", "/v1/stream", String::new(), 426, "upgrade_required"),
+        with(&[("host", "evil.example".to_owned())], refusal("GET", "/v1/gateway", String::new(), 421, "wrong_host")),
+        with(
+            &[plain.clone(), ("origin", "https://evil.example".to_owned())],
+            refusal("GET", "/v1/stream", String::new(), 403, "origin_not_allowed"),
+        ),
         with(&handshake, refusal("GET", "/v1/stream", String::new(), 400, "bad_handshake")),
         with(&[plain], refusal("POST", "/v1/friend-lists", String::new(), 403, "missing_scope")),
         with(&[bearer(EXPIRED)], refusal("POST", "/v1/locations", String::new(), 401, "token_expired")),
@@ -179,7 +186,7 @@ fn refusals() -> anyhow::Result<Vec<Refusal>> {
     ];
     let with_token = [("POST", "/v1/locations"), ("DELETE", "/v1/location"), ("PUT", "/v1/users/42/friends")];
     let with_token = with_token.iter().chain(&[("POST", "/v1/friend-lists"), ("GET", "/v1/nearby")]);
-    let with_token = with_token.chain(&[("GET", "/v1/events"), ("GET", "/v1/stream")]);
+    let with_token = with_token.chain(&[("GET", "/v1/events"), ("GET", "/v1/stream"), ("POST", "/owntracks")]);
     let without = |(method, path): &(_, _)| with(&[], refusal(*method, *path, String::new(), 401, "missing_token"));
     refusals.extend(with_token.map(without));
     Ok(refusals)
@@ -192,7 +199,7 @@ async fn refuse(api: &Api, base: &str, refusal: &Refusal, seen: &mut Seen) -> an
     let answer = answer.expect_status(refusal.status)?;
     ensure!(answer.json()?["code"] == refusal.code, "{}", answer.text());
     // Those of routing are the same everywhere: the file says so in its introduction.
-    if !matches!(refusal.code, "not_found" | "method_not_allowed") {
+    if !matches!(refusal.code, "not_found" | "method_not_allowed" | "wrong_host") {
         api.check_answer(&api.operation(refusal.method, refusal.path)?, &answer)?;
     }
     seen.problem(&answer.json()?);

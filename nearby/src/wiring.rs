@@ -6,10 +6,10 @@ use nearby_schemas::codecs::RecordType;
 use nearby_service::Stop;
 use nearby_service::auth::{KeyError, Tokens};
 use nearby_service::health::Readiness;
-use nearby_service::http::{Routes, StreamHandler, serve};
+use nearby_service::http::{Door, Routes, StreamHandler, serve};
 use nearby_service::kafka::Kafka;
 use nearby_service::registry::{self, RegistryError};
-use nearby_service::settings::{AuthSettings, RegistrySettings};
+use nearby_service::settings::{AccessSettings, AuthSettings, EdgeSettings, RegistrySettings};
 use nearby_sink::{Database, SinkError};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -82,15 +82,25 @@ pub async fn connect_database(url: &str) -> anyhow::Result<Database> {
     }
 }
 
+/// Who may come in to a listener that clients use.
+pub fn door(
+    listen: SocketAddr,
+    advertise_url: Option<&str>,
+    access: &AccessSettings,
+    edge: &EdgeSettings,
+) -> anyhow::Result<Door> {
+    Ok(Door::new(listen, advertise_url, access, &edge.allowed_origins).map_err(BadSetting)?)
+}
+
 /// Serves routes in the background.
 pub fn serve_in_background(
     listener: TcpListener,
     routes: Routes,
     stream: Option<StreamHandler>,
-    allowed_origins: Vec<String>,
+    door: Door,
     stop: &Stop,
 ) -> JoinHandle<()> {
-    tokio::spawn(serve(listener, routes, stream, allowed_origins, stop.clone()))
+    tokio::spawn(serve(listener, routes, stream, door, stop.clone()))
 }
 
 /// Waits until every part is ready; false if the stop came first.

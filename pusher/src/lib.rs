@@ -13,6 +13,7 @@ mod handshake;
 mod heartbeat;
 mod hub;
 mod listener;
+mod owntracks;
 mod polling;
 pub mod sessions;
 mod stream;
@@ -38,6 +39,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
+use warp::Filter;
 
 /// Clients get so long to take their farewell.
 const DRAIN_LIMIT: Duration = Duration::from_secs(4);
@@ -162,7 +164,10 @@ impl Pusher {
         sweep(Arc::clone(&gateway), Arc::clone(&pollers));
         let shared = Arc::clone(&gateway);
         Ok(Pusher {
-            routes: polling::routes(&gateway, Arc::clone(&pollers)),
+            routes: owntracks::routes(&gateway, &pollers)
+                .or(polling::routes(&gateway, Arc::clone(&pollers)))
+                .unify()
+                .boxed(),
             stream: Arc::new(move |request| stream::open(Arc::clone(&shared), request).boxed()),
             gateway,
             pollers,

@@ -1,6 +1,6 @@
 //! The same view without a WebSocket: `GET /v1/nearby` by polling and `GET /v1/events` by server-sent events.
 
-use crate::delivery::Outgoing;
+use crate::delivery::{Outgoing, Shown};
 use crate::frames;
 use crate::gateway::Gateway;
 use crate::hub::Connection;
@@ -53,6 +53,32 @@ impl Pollers {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, (_, ends_at)| *ends_at > now && !draining);
     }
+
+    /// All that the user sees, as soon as it is known, or nothing after the wait. Opens or prolongs the session.
+    ///
+    /// # Errors
+    /// 503 if there is no room for a new session.
+    pub async fn view(
+        &self,
+        gateway: &Gateway,
+        user: UserId,
+        wait: Duration,
+    ) -> Result<Option<Vec<(UserId, Shown)>>, Problem> {
+        let connection = self.session(gateway, user)?;
+        let deadline = Instant::now() + wait;
+        loop {
+            if let Some(view) = gateway.hub.view(user) {
+                // Others may poll for the same user, and a notification wakes one.
+                connection.wake.notify_one();
+                // Pollers get the whole view: what the socket would have sent is of no use to them.
+                gateway.hub.take(&connection);
+                return Ok(Some(view));
+            }
+            if timeout_at(deadline, connection.wake.notified()).await.is_err() {
+                return Ok(None);
+            }
+        }
+    }
 }
 
 /// `GET /v1/nearby` and `GET /v1/events`.
@@ -84,25 +110,14 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
 }
 
 async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {
-    let connection = pollers.session(gateway, user)?;
-    let deadline = Instant::now() + FIRST_SNAPSHOT_WAIT;
-    loop {
-        if let Some(view) = gateway.hub.view(user) {
-            // Others may poll for the same user, and a notification wakes one.
-            connection.wake.notify_one();
-            // Pollers get the whole view: what the socket would have sent is of no use to them.
-            gateway.hub.take(&connection);
-            let mut response =
-                Response::new(frames::outgoing(&Outgoing::Snapshot(view), &gateway.settings.rules).into());
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            return Ok(response);
-        }
-        if timeout_at(deadline, connection.wake.notified()).await.is_err() {
-            let detail = "the snapshot did not come in time: the processors may be starting";
-            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_timeout", detail);
-            return Err(Problem { retry_after_s: Some(1), ..problem });
-        }
-    }
+    let Some(view) = pollers.view(gateway, user, FIRST_SNAPSHOT_WAIT).await? else {
+        let detail = "the snapshot did not come in time: the processors may be starting";
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_timeout", detail);
+        return Err(Problem { retry_after_s: Some(1), ..problem });
+    };
+    let mut response = Response::new(frames::outgoing(&Outgoing::Snapshot(view), &gateway.settings.rules).into());
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 /// One event stream.

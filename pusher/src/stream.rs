@@ -148,6 +148,7 @@ impl Client {
         match message {
             Some(Ok(Message::Text(text))) => self.frame(text.as_str()).await,
             Some(Ok(Message::Binary(_))) => {
+                self.count_other().await?;
                 self.send(frames::error("binary_frame", "frames are JSON text", None)).await
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
@@ -166,6 +167,7 @@ impl Client {
         let (frame, reference) = match client_frame::parse(text, now) {
             Ok(parsed) => parsed,
             Err(refused) => {
+                self.count_other().await?;
                 return self.send(frames::error(refused.code, &refused.detail, refused.reference.as_ref())).await;
             }
         };
@@ -175,7 +177,10 @@ impl Client {
                 reports.submit(&self.caller, vec![*report], nearby_schemas::Source::WebSocket, now)
             }
             ClientFrame::Unshare(at) => reports.withdraw(&self.caller, at, nearby_schemas::Source::WebSocket, now),
-            ClientFrame::Auth(token) => return self.renew(&token, reference.as_ref()).await,
+            ClientFrame::Auth(token) => {
+                self.count_other().await?;
+                return self.renew(&token, reference.as_ref()).await;
+            }
         };
         match submitted {
             Ok(submitted) => {
@@ -197,6 +202,14 @@ impl Client {
             };
             place.send(answer);
         });
+    }
+
+    /// A frame that is no report takes a place in the user's rate, too; renewals verify signatures.
+    async fn count_other(&mut self) -> Result<(), End> {
+        match self.gateway.reports.count_other(&self.caller) {
+            Ok(()) => Ok(()),
+            Err(problem) => self.refuse(&problem, None).await,
+        }
     }
 
     async fn refuse(&mut self, problem: &Problem, reference: Option<&Value>) -> Result<(), End> {

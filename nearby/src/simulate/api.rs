@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::{SCOPES_ALL, Tokens};
+use nearby_service::settings::SigningSettings;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,10 +32,9 @@ pub enum TokenSource {
 
 impl TokenSource {
     /// Signed if there is a secret that is not empty.
-    pub fn new(secret: Option<&str>) -> anyhow::Result<TokenSource> {
-        let Some(secret) = secret.filter(|secret| !secret.is_empty()) else { return Ok(TokenSource::Development) };
-        let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
-        Ok(TokenSource::Signed(tokens))
+    pub fn new(settings: &SigningSettings) -> anyhow::Result<TokenSource> {
+        let tokens = Tokens::from_signing(settings).map_err(|error| BadSetting(error.to_string()))?;
+        Ok(tokens.map_or(TokenSource::Development, TokenSource::Signed))
     }
 }
 
