@@ -23,6 +23,11 @@ pub type Routes = BoxedFilter<(Response,)>;
 /// Takes over requests for `/v1/stream`.
 pub type StreamHandler = Arc<dyn Fn(http::Request<Incoming>) -> BoxFuture<'static, Response> + Send + Sync>;
 
+/// Ends the connection of a request at once, whatever is still to be sent. It is among the request's extensions: who answers
+/// without end has to end what nobody reads.
+#[derive(Clone, Debug)]
+pub struct ConnectionEnd(pub Stop);
+
 /// A client has so long to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger bodies are refused with 413.
@@ -63,8 +68,11 @@ pub async fn serve(
             continue;
         }
         let (routes, stream, origins) = (routes.clone(), stream.clone(), Arc::clone(&origins));
+        let end = ConnectionEnd(Stop::new());
+        let ended_by_answer = end.0.clone();
         let answer = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             let (mut routes, stream, origins) = (routes.clone(), stream.clone(), Arc::clone(&origins));
+            request.extensions_mut().insert(end.clone());
             async move {
                 let origin = cross_origin(request.headers(), &origins);
                 // Answered like GET; hyper leaves the body out.
@@ -92,6 +100,7 @@ pub async fn serve(
             tokio::pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
+                () = ended_by_answer.cancelled() => return,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
