@@ -1,5 +1,5 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose; the jars of Kafka and of a Java
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose, HAProxy; the jars of Kafka and of a Java
 # client; an environment for a Python client; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
 # build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
@@ -19,6 +19,8 @@ missing_packages() {
   # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
   has docker-compose || echo docker-compose
   has curl || echo curl
+  # Debian has it where only root looks.
+  has haproxy || ls /usr/sbin/haproxy >/dev/null 2>&1 || echo haproxy
   has pkg-config || echo pkg-config
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
@@ -98,8 +100,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, curl, pkg-config and the"
-    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, curl and pkg-config are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, HAProxy, curl, pkg-config and the"
+    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, haproxy, curl and pkg-config are on the PATH"
     exit 1
   fi
 fi
