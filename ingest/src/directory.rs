@@ -267,30 +267,48 @@ mod tests {
         script.beat("a 0/99", 11_000).beat("b 4/99", 11_000).chooses("a a a a a b");
     }
 
-    /// 10,000 clients who ask within 2 s and come 300 ms later, heartbeats every 5 s or 500 ms, at other times for each.
-    #[test]
-    fn a_burst_spreads_evenly_whenever_heartbeats_come() {
-        for interval_ms in [500, 1_100, 5_000] {
-            let mut directory = Directory::new(30_000);
-            directory.caught_up();
-            let mut came = [0_i32; 4];
-            let mut under_way = VecDeque::new();
-            for ms in 0..12_000_i64 {
-                for (number, came) in came.iter().enumerate() {
-                    if (ms + 137 * number as i64) % interval_ms == 0 || ms == 0 {
-                        directory.heard(heartbeat(&format!("g{number}"), *came, 50_000, false), TimestampMs(ms), ms);
-                    }
-                }
-                for _ in 0..if (4_000..6_000).contains(&ms) { 5 } else { 0 } {
-                    let name = directory.choose(ms).expect("all are open").gateway.as_str().to_owned();
-                    under_way.push_back((ms + 300, name));
-                }
-                while let Some((_, name)) = under_way.pop_front_if(|(arrives_ms, _)| *arrives_ms <= ms) {
-                    came[name[1..].parse::<usize>().expect("a number")] += 1;
+    /// Clients who ask one of several processes in turn, `per_s` for a while, and come 300 ms later; the gateways beat every
+    /// `interval_ms`, each at another time. Returns how many they have at the end, beginning with `came`.
+    fn arrive(mut came: [i32; 4], processes: usize, interval_ms: i64, per_s: usize, for_ms: i64) -> [i32; 4] {
+        let mut directories: Vec<Directory> = (0..processes).map(|_| Directory::new(30_000)).collect();
+        directories.iter_mut().for_each(Directory::caught_up);
+        let mut under_way = VecDeque::new();
+        let mut asked = 0;
+        for ms in 0..for_ms + 5_000 {
+            for (number, came) in came.iter().enumerate() {
+                if (ms + 137 * number as i64) % interval_ms == 0 || ms == 0 {
+                    let beat = heartbeat(&format!("g{number}"), *came, 50_000, false);
+                    directories.iter_mut().for_each(|directory| directory.heard(beat.clone(), TimestampMs(ms), ms));
                 }
             }
-            assert!(came.iter().all(|count| (2_495..=2_505).contains(count)), "every {interval_ms} ms: {came:?}");
+            let since_ms = ms - 4_000;
+            while (0..for_ms).contains(&since_ms) && asked * 1_000 < per_s * since_ms as usize {
+                let chosen = directories[asked % processes].choose(ms).expect("all are open");
+                under_way.push_back((ms + 300, chosen.gateway.as_str()[1..].parse::<usize>().expect("a number")));
+                asked += 1;
+            }
+            while let Some((_, number)) = under_way.pop_front_if(|(arrives_ms, _)| *arrives_ms <= ms) {
+                came[number] += 1;
+            }
         }
+        came
+    }
+
+    #[test]
+    fn a_burst_spreads_evenly_whenever_heartbeats_come() {
+        for (processes, interval_ms) in [(1, 500), (1, 1_100), (1, 5_000), (3, 500), (3, 5_000)] {
+            let came = arrive([0; 4], processes, interval_ms, 5_000, 2_000);
+            let even = came.iter().all(|count| (2_495..=2_505).contains(count));
+            assert!(even, "{processes} processes, every {interval_ms} ms: {came:?}");
+        }
+    }
+
+    /// Heartbeats come every 500 ms while numbers change so much.
+    #[test]
+    fn several_processes_fill_an_empty_gateway_without_overshooting_much() {
+        let came = arrive([2_500, 2_500, 2_500, 0], 3, 500, 500, 20_000);
+        let mean = came.iter().sum::<i32>() / 4;
+        assert!(came.iter().all(|count| (count - mean).abs() * 20 <= mean), "{came:?}");
     }
 
     #[test]
