@@ -3,7 +3,7 @@
 //! They do what every client has to: ask for a gateway (or go through a balancer), wait as long as a refusal or a `drain`
 //! says, come back after the end of a socket. Unlike [`crowd`](crate::crowd) they report nothing and judge nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,8 @@ struct State {
     clients: BTreeMap<i64, (String, bool)>,
     /// By status.
     refused: BTreeMap<u16, usize>,
+    /// What refusals said in `Retry-After`.
+    retry_after_s: BTreeSet<u64>,
     /// From the last thing heard on a socket that ended to the snapshot on the next.
     gaps: Vec<Duration>,
     /// From the start to the first snapshot.
@@ -135,6 +137,11 @@ impl Herd {
         self.shared.state().refused.clone()
     }
 
+    /// Every `Retry-After` that refusals have said; 0 for one that said nothing.
+    pub fn retry_after_s(&self) -> BTreeSet<u64> {
+        self.shared.state().retry_after_s.clone()
+    }
+
     /// Sockets that ended so far, by close code.
     pub fn closes(&self) -> BTreeMap<u16, usize> {
         self.shared.state().closes.clone()
@@ -198,8 +205,10 @@ impl Client {
                 }
                 Err(error) => {
                     if let Some(refused) = error.downcast_ref::<Refused>() {
-                        *self.shared.state().refused.entry(refused.status).or_default() += 1;
                         let seconds = refused.retry_after_s.unwrap_or_default();
+                        let mut state = self.shared.state();
+                        *state.refused.entry(refused.status).or_default() += 1;
+                        state.retry_after_s.insert(seconds);
                         pause += Duration::from_secs(seconds);
                     }
                 }

@@ -37,6 +37,8 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// What a gateway that has just started is told to let in: so slow that a storm would show.
 const SLOW_ACCEPT_PER_S: u64 = 20;
 const STORM: i64 = 300;
+/// Who come to it without asking.
+const STRAIGHT: i64 = 60;
 const READY: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -62,7 +64,7 @@ async fn play(cluster: &mut Cluster, size: i64) -> anyhow::Result<()> {
 
     drain(cluster, &crowd, &herd).await?;
     kill(cluster, &crowd, &herd).await?;
-    storm(cluster, &herd, size).await?;
+    storm(cluster, size).await?;
     right(&crowd, "at the end").await?;
     crowd.disperse().await;
     Ok(())
@@ -138,33 +140,40 @@ async fn kill(cluster: &mut Cluster, crowd: &Arc<Crowd>, herd: &Herd) -> anyhow:
     Ok(())
 }
 
-/// A new gateway that lets few in, and many clients at once: those who are refused wait as they are told and get in.
-async fn storm(cluster: &mut Cluster, herd: &Herd, size: i64) -> anyhow::Result<()> {
+/// A new gateway that lets few in, and many clients at once: the ingest sends most of them elsewhere. Who comes to it all the
+/// same, waits as it is told and gets in.
+async fn storm(cluster: &mut Cluster, size: i64) -> anyhow::Result<()> {
     let listen = format!("127.0.0.1:{}", free_port()?);
     let rate = SLOW_ACCEPT_PER_S.to_string();
     let mut new = cluster.start_pusher(&listen, &["--gateway-name", "slow", "--accept-rate-per-s", &rate])?;
     block_in_place(|| new.wait_ready())?;
+    let through = Way::Through(new.url.clone());
     cluster.pushers.push(new);
-    let way = Way::Asks(cluster.ingest.url.clone());
     let first = HERD_FIRST + size;
-    let storm = Herd::gather(&cluster.ingest.url, &way, first..first + STORM).await?;
-    let begun = Instant::now();
-    storm.go(READY).await?;
-    let (took, refused) = (begun.elapsed(), storm.refused());
-    let slow: usize =
-        storm.by_gateway().iter().filter(|(name, _)| name.starts_with("slow-")).map(|(_, count)| count).sum();
-    println!(
-        "storm: {STORM} clients, {slow} of them to a new gateway that lets {SLOW_ACCEPT_PER_S} a second in, refused {refused:?}; {}",
-        summary(&storm.arrivals())
-    );
-    let bound = SLOW_ACCEPT_PER_S * (took.as_secs() + 2);
-    ensure!(slow as u64 <= bound, "{slow} came in within {took:?}");
-    ensure!(refused.keys().eq([&503]) && refused[&503] > 0, "nobody was refused, or otherwise: {refused:?}");
-    ensure!(
-        herd.refused().is_empty() || size > HERD,
-        "the old clients had no reason to be refused: {:?}",
-        herd.refused()
-    );
+    for (way, users) in [
+        (Way::Asks(cluster.ingest.url.clone()), first..first + STORM),
+        (through.clone(), first + STORM..first + STORM + STRAIGHT),
+    ] {
+        let straight = matches!(way, Way::Through(_));
+        let storm = Herd::gather(&cluster.ingest.url, &way, users.clone()).await?;
+        let begun = Instant::now();
+        storm.go(READY).await?;
+        let (took, refused, by_gateway) = (begun.elapsed(), storm.refused(), storm.by_gateway());
+        let slow =
+            by_gateway.iter().filter(|(name, _)| name.starts_with("slow-")).map(|(_, count)| count).sum::<usize>();
+        println!(
+            "storm by {way:?}: {} clients, {slow} of them to a new gateway that lets {SLOW_ACCEPT_PER_S} a second in, refused {refused:?}; {}",
+            users.end - users.start,
+            summary(&storm.arrivals())
+        );
+        let bound = SLOW_ACCEPT_PER_S * (took.as_secs() + 2);
+        ensure!(slow > 0 && slow as u64 <= bound, "{slow} came in within {took:?}");
+        ensure!(refused.keys().all(|status| *status == 503), "refused otherwise: {refused:?}");
+        let refusals: usize = refused.values().sum();
+        ensure!(straight || refusals <= STORM as usize / 10, "{refusals} were sent to a gateway that cannot take them");
+        let said = storm.retry_after_s();
+        ensure!(!straight || said.len() > 1 && said.iter().all(|s| (1..=4).contains(s)), "Retry-After said {said:?}");
+    }
     Ok(())
 }
 

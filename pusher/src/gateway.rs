@@ -33,6 +33,8 @@ pub struct GatewaySettings {
     pub slow_client: Duration,
     /// Clients it is willing to hold.
     pub capacity: usize,
+    /// New clients a second that are let in.
+    pub accept_rate_per_s: u32,
 }
 
 /// One gateway.

@@ -100,6 +100,7 @@ impl Heartbeat {
             capacity: bounded(self.gateway.settings.capacity),
             draining: self.gateway.draining.is_cancelled(),
             started_at: self.started_at,
+            accept_rate_per_s: bounded(self.gateway.settings.accept_rate_per_s as usize),
         };
         self.append(Some(self.codec.encode(&beat)))
     }

@@ -147,6 +147,7 @@ impl Pusher {
                 flush_interval: Duration::from_millis(settings.flush_ms),
                 slow_client: Duration::from_secs(settings.slow_client_s),
                 capacity: settings.connections_max as usize,
+                accept_rate_per_s: settings.accept_rate_per_s.get(),
             },
             hub: Arc::clone(&hub),
             reports,
