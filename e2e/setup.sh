@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose; the jars of Kafka and of a Java
-# client; an environment for a Python client; OpenSSL; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose, HAProxy; the jars of Kafka and of a
+# Java client; an environment for a Python client; OpenSSL; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
 # build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
@@ -21,6 +21,8 @@ missing_packages() {
   has curl || echo curl
   # Keys and certificates of the tests.
   has openssl || echo openssl
+  # Debian has it where only root looks.
+  has haproxy || ls /usr/sbin/haproxy >/dev/null 2>&1 || echo haproxy
   has pkg-config || echo pkg-config
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
@@ -100,8 +102,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, curl, pkg-config and the"
-    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, curl and pkg-config are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, HAProxy, curl, pkg-config and the"
+    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, haproxy, curl and pkg-config are on the PATH"
     exit 1
   fi
 fi

@@ -307,6 +307,7 @@ async fn the_gateway_follows_the_topic() {
             capacity: 1_000_000,
             draining,
             started_at: TimestampMs::now(),
+            accept_rate_per_s: 0,
         })
     };
     let g1 = r#"200 {"gateway":"g1","http_url":"http://g1","url":"ws://g1/v1/stream"}"#;

@@ -13,16 +13,29 @@ use nearby_service::settings::{AccessSettings, AuthSettings, EdgeSettings, Regis
 use nearby_sink::{Database, SinkError};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 
 /// How often the start looks whether everything is ready.
 const READY_POLL: Duration = Duration::from_millis(20);
 
+/// What the system keeps for a client that does not read; Linux takes twice as much. By default it would be 4 MiB.
+const SEND_BUFFER_BYTES: u32 = 32 * 1024;
+/// Connections that wait to be accepted: clients of a gateway that has ended come all at once. The system may allow less.
+const BACKLOG: u32 = 4_096;
+
 /// Takes the port, so that a busy one is found before anything is started.
 pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    listener.map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
+    bind(address).map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
+}
+
+/// Its connections have the listener's buffers.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The key for tokens; `None` when the settings name none.

@@ -8,13 +8,14 @@ use futures_util::stream;
 use http::{HeaderValue, StatusCode, header};
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::Caller;
-use nearby_service::http::Routes;
+use nearby_service::http::{ConnectionEnd, Routes};
 use nearby_service::problem::Problem;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
@@ -40,8 +41,7 @@ impl Pollers {
             *end = ends_at;
             return Ok(Arc::clone(connection));
         }
-        gateway.has_room()?;
-        let connection = Arc::new(gateway.hub.connect(user));
+        let connection = Arc::new(gateway.admit(user)?);
         sessions.insert(user, (Arc::clone(&connection), ends_at));
         Ok(connection)
     }
@@ -97,15 +97,14 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
         },
     );
     let shared = Arc::clone(gateway);
-    let events = warp::path!("v1" / "events").and(warp::get()).and(warp::header::headers_cloned()).map(
-        move |headers: http::HeaderMap| {
-            let opened = shared.tokens.bearer(&headers).and_then(|caller| {
-                shared.has_room()?;
-                Ok(events(&shared, caller))
-            });
-            opened.unwrap_or_else(Problem::into_response)
-        },
-    );
+    let events = warp::path!("v1" / "events").and(warp::get()).and(warp::header::headers_cloned());
+    let events = events.and(warp::ext::optional()).map(move |headers: http::HeaderMap, end: Option<ConnectionEnd>| {
+        let opened = shared.tokens.bearer(&headers).and_then(|caller| {
+            let connection = shared.admit(caller.user)?;
+            Ok(tell(&shared, caller, connection, end))
+        });
+        opened.unwrap_or_else(Problem::into_response)
+    });
     nearby.or(events).unify().boxed()
 }
 
@@ -125,62 +124,94 @@ struct EventStream {
     gateway: Arc<Gateway>,
     caller: Caller,
     connection: Connection,
-    welcomed: bool,
+    frames: mpsc::Sender<String>,
     next_flush: Instant,
     /// Something may be waiting to be sent.
     unsent: bool,
-    ended: bool,
 }
 
-fn events(gateway: &Arc<Gateway>, caller: Caller) -> Response {
-    let connection = gateway.hub.connect(caller.user);
-    let state = EventStream {
+/// What follows a frame of an event stream.
+enum Next {
+    Frame(String),
+    LastFrame(String),
+}
+
+fn tell(gateway: &Arc<Gateway>, caller: Caller, connection: Connection, end: Option<ConnectionEnd>) -> Response {
+    // One frame waits for the connection to take it; everything else waits in the outbox, the newest of each friend.
+    let (frames, told) = mpsc::channel(1);
+    let stream = EventStream {
         gateway: Arc::clone(gateway),
         caller,
         connection,
-        welcomed: false,
+        frames,
         next_flush: Instant::now(),
         unsent: false,
-        ended: false,
     };
-    let frames = stream::unfold(state, |mut state| async move {
-        let frame = state.next_frame().await?;
-        Some((Ok::<_, Infallible>(warp::sse::Event::default().data(frame)), state))
+    gateway.tasks.spawn(stream.tell(end));
+    let events = stream::unfold(told, |mut told| async move {
+        let frame = told.recv().await?;
+        Some((Ok::<_, Infallible>(warp::sse::Event::default().data(frame)), told))
     });
     let keep_alive = warp::sse::keep_alive().interval(COMMENT_INTERVAL);
-    warp::sse::reply(keep_alive.stream(frames)).into_response()
+    warp::sse::reply(keep_alive.stream(events)).into_response()
 }
 
 impl EventStream {
-    async fn next_frame(&mut self) -> Option<String> {
-        let gateway = Arc::clone(&self.gateway);
-        if !self.welcomed {
-            self.welcomed = true;
-            let session = self.connection.session();
-            return Some(frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now()));
+    /// Tells the client what is new until either side ends. The answer's body alone would not notice a client that reads
+    /// nothing, because nobody asks it for more.
+    async fn tell(mut self, end: Option<ConnectionEnd>) {
+        let (gateway, frames) = (Arc::clone(&self.gateway), self.frames.clone());
+        let turn_to_go = gateway.turn_to_go();
+        tokio::pin!(turn_to_go);
+        let session = self.connection.session();
+        let welcome = frames::welcome(&gateway.id, &session, &gateway.settings.rules, TimestampMs::now());
+        let mut next = Next::Frame(welcome);
+        loop {
+            let (frame, last) = match next {
+                Next::Frame(frame) => (frame, false),
+                Next::LastFrame(frame) => (frame, true),
+            };
+            if frames.send(frame).await.is_err() || last {
+                return;
+            }
+            // The next frame is made when there is a place for it, so that it says what is true then.
+            match timeout(gateway.settings.slow_client, frames.reserve()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    metrics::counter!("nearby_pusher_closed_total", "reason" => "slow_client").increment(1);
+                    if let Some(ConnectionEnd(end)) = end {
+                        end.cancel();
+                    }
+                    return;
+                }
+            }
+            next = tokio::select! {
+                biased;
+                () = frames.closed() => return,
+                () = &mut turn_to_go => Next::LastFrame(frames::drain(frames::reconnect_after_ms())),
+                next = self.next_frame() => next,
+            };
         }
-        if self.ended {
-            return None;
-        }
+    }
+
+    async fn next_frame(&mut self) -> Next {
         let wake = Arc::clone(&self.connection.wake);
+        let left_ms = u64::try_from(self.caller.expires_at.since_ms(TimestampMs::now())).unwrap_or(0);
+        let expiry = tokio::time::sleep(Duration::from_millis(left_ms));
+        tokio::pin!(expiry);
         loop {
             let unsent = self.unsent;
-            let left_ms = u64::try_from(self.caller.expires_at.since_ms(TimestampMs::now())).unwrap_or(0);
             tokio::select! {
-                () = gateway.draining.cancelled() => {
-                    self.ended = true;
-                    return Some(frames::drain(frames::reconnect_after_ms()));
-                }
-                () = tokio::time::sleep(Duration::from_millis(left_ms)) => {
-                    self.ended = true;
-                    return Some(frames::error("token_expired", "the token has expired", None));
+                () = &mut expiry => {
+                    return Next::LastFrame(frames::error("token_expired", "the token has expired", None));
                 }
                 () = wake.notified(), if !unsent => self.unsent = true,
                 () = sleep_until(self.next_flush), if unsent => {
                     self.unsent = false;
-                    if let Some(outgoing) = gateway.hub.take(&self.connection) {
-                        self.next_flush = Instant::now() + gateway.settings.flush_interval;
-                        return Some(frames::outgoing(&outgoing, &gateway.settings.rules));
+                    if let Some(outgoing) = self.gateway.hub.take(&self.connection) {
+                        self.next_flush = Instant::now() + self.gateway.settings.flush_interval;
+                        return Next::Frame(frames::outgoing(&outgoing, &self.gateway.settings.rules));
                     }
                 }
             }

@@ -1,9 +1,10 @@
 //! `GET /v1/stream`: one client's WebSocket, from the handshake to the close frame.
 
 use crate::client_frame::{self, ClientFrame};
+use crate::frames;
 use crate::gateway::Gateway;
+use crate::handshake::{self, Accepted};
 use crate::hub::Connection;
-use crate::{frames, handshake};
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -48,7 +49,7 @@ enum End {
 
 /// Answers the handshake; a socket then lives on in a task of its own.
 pub async fn open(gateway: Arc<Gateway>, mut request: http::Request<Incoming>) -> Response {
-    let accepted = match handshake::check(&gateway, &request) {
+    let Accepted { caller, connection, response } = match handshake::check(&gateway, &request) {
         Ok(accepted) => accepted,
         Err(problem) => return problem.into_response(),
     };
@@ -56,14 +57,14 @@ pub async fn open(gateway: Arc<Gateway>, mut request: http::Request<Incoming>) -
     let tasks = gateway.tasks.clone();
     tasks.spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => serve(gateway, upgraded, accepted.caller).await,
+            Ok(upgraded) => serve(gateway, upgraded, caller, connection).await,
             Err(error) => tracing::debug!(%error, "handshake"),
         }
     });
-    accepted.response
+    response
 }
 
-async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller: Caller) {
+async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller: Caller, connection: Connection) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -71,7 +72,6 @@ async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let connection = gateway.hub.connect(caller.user);
     let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
     let mut client =
         Client { caller, socket, connection, answers, next_flush: Instant::now(), heard_at: Instant::now(), gateway };
@@ -103,6 +103,8 @@ impl Client {
             return end;
         }
         let wake = Arc::clone(&self.connection.wake);
+        let turn_to_go = gateway.turn_to_go();
+        tokio::pin!(turn_to_go);
         let mut ping = tokio::time::interval(PING_INTERVAL);
         ping.reset();
         // Something may be waiting to be sent; kept here, because a notification is forgotten once it is heard.
@@ -111,7 +113,7 @@ impl Client {
             let expiry = tokio::time::sleep(until(self.caller.expires_at));
             let step = tokio::select! {
                 biased;
-                () = gateway.draining.cancelled() => return self.drain().await,
+                () = &mut turn_to_go => return self.drain().await,
                 () = expiry => Err(End::Close(CloseCode::Policy, "token_expired")),
                 Some(answer) = answered.recv() => match answer {
                     Some(answer) => self.send(answer).await,

@@ -29,6 +29,11 @@ pub type Routes = BoxedFilter<(Response,)>;
 /// Takes over requests for `/v1/stream`.
 pub type StreamHandler = Arc<dyn Fn(http::Request<Incoming>) -> BoxFuture<'static, Response> + Send + Sync>;
 
+/// Ends the connection of a request at once, whatever is still to be sent. It is among the request's extensions: who answers
+/// without end has to end what nobody reads.
+#[derive(Clone, Debug)]
+pub struct ConnectionEnd(pub Stop);
+
 /// A client has so long to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Larger bodies are refused with 413.
@@ -170,8 +175,11 @@ where
         + 'static,
     Service::Future: Send,
 {
-    let service = hyper::service::service_fn(|request| {
-        let edge = Arc::clone(edge);
+    let (end, shared) = (ConnectionEnd(Stop::new()), Arc::clone(edge));
+    let ended_by_answer = end.0.clone();
+    let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        let edge = Arc::clone(&shared);
+        request.extensions_mut().insert(end.clone());
         async move { Ok::<Response, Infallible>(answer(&edge, peer, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -183,6 +191,7 @@ where
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = ended_by_answer.cancelled() => return,
         () = edge.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

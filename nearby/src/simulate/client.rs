@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Message, http::HeaderValue};
+use tokio_tungstenite::tungstenite::{Error, Message, http::HeaderValue};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// A lost socket is opened again after up to so long.
@@ -59,7 +59,9 @@ enum Frame {
     Error {
         code: String,
     },
-    Drain,
+    Drain {
+        reconnect_after_ms: u64,
+    },
 }
 
 #[derive(Deserialize)]
@@ -74,11 +76,13 @@ pub struct Client {
     statistics: Arc<Statistics>,
     view: View,
     reports_sent: u64,
+    /// How long to wait before the next connection, where the server has said so.
+    pause: Option<Duration>,
 }
 
 impl Client {
     pub fn new(api: Api, user: UserId, statistics: Arc<Statistics>) -> Client {
-        Client { api, user, statistics, view: View::new(), reports_sent: 0 }
+        Client { api, user, statistics, view: View::new(), reports_sent: 0, pause: None }
     }
 
     /// Says on `connected` when the first snapshot is there; reports each step; ends with its view when the steps end.
@@ -90,8 +94,8 @@ impl Client {
                 Err(error) => {
                     tracing::debug!(user = self.user.0, "reconnecting: {error:#}");
                     self.statistics.reconnects.fetch_add(1, Ordering::Relaxed);
-                    let pause_ms = rand::RngExt::random_range(&mut rand::rng(), 0..RECONNECT_WITHIN_MS);
-                    tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                    let pause = self.pause.take().unwrap_or_else(|| random_ms(RECONNECT_WITHIN_MS));
+                    tokio::time::sleep(pause).await;
                     if steps.is_closed() && steps.is_empty() {
                         return (self.user, self.view);
                     }
@@ -128,15 +132,20 @@ impl Client {
         }
     }
 
-    async fn connect(&self) -> anyhow::Result<Socket> {
+    async fn connect(&mut self) -> anyhow::Result<Socket> {
         let url = self.api.stream_url().await?;
         let token = self.api.token(self.user, false).await?;
         let mut request = url.as_str().into_client_request().context("the gateway's address")?;
         let offer = HeaderValue::try_from(format!("nearby.v1, bearer.{token}")).context("the token")?;
         request.headers_mut().insert("Sec-WebSocket-Protocol", offer);
         let config = WebSocketConfig::default().read_buffer_size(4096);
-        let (socket, _) = tokio_tungstenite::connect_async_with_config(request, Some(config), true).await?;
-        Ok(socket)
+        match tokio_tungstenite::connect_async_with_config(request, Some(config), true).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(error) => {
+                self.pause = retry_after(&error).map(|pause| pause + random_ms(RECONNECT_WITHIN_MS));
+                Err(error.into())
+            }
+        }
     }
 
     async fn report(&mut self, socket: &mut Socket, step: Step) -> anyhow::Result<()> {
@@ -157,7 +166,8 @@ impl Client {
     fn hear(&mut self, text: &str) -> anyhow::Result<bool> {
         self.statistics.frames.fetch_add(1, Ordering::Relaxed);
         match serde_json::from_str(text).with_context(|| format!("a frame of the server: {text}"))? {
-            Frame::Welcome | Frame::Drain => {}
+            Frame::Welcome => {}
+            Frame::Drain { reconnect_after_ms } => self.pause = Some(Duration::from_millis(reconnect_after_ms)),
             Frame::Snapshot { friends } => {
                 self.view = friends.into_iter().map(|friend| (friend.id.clone(), friend)).collect();
                 return Ok(true);
@@ -184,4 +194,15 @@ impl Client {
         }
         Ok(false)
     }
+}
+
+/// When a gateway that refuses the handshake wants to be asked again.
+fn retry_after(error: &Error) -> Option<Duration> {
+    let Error::Http(response) = error else { return None };
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn random_ms(below: u64) -> Duration {
+    Duration::from_millis(rand::RngExt::random_range(&mut rand::rng(), 0..below))
 }
