@@ -5,7 +5,7 @@
 //! [`delivery`], what clients are told, and [`sessions`], what the log is told; [`hub`] shares both between the topic's
 //! reader and the sockets.
 
-mod client_frame;
+pub mod client_frame;
 pub mod delivery;
 pub mod frames;
 mod gateway;
