@@ -1,4 +1,5 @@
-//! The example programs of `docs/data-engineers.md`, run from the project's folder as it says there.
+//! Programs in other languages, run from the project's folder: those of `docs/data-engineers.md`, as it says there, and clients
+//! that others wrote.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,14 @@ pub fn root() -> PathBuf {
 pub fn python(program: &str, args: &[&str]) -> anyhow::Result<String> {
     let mut command = Command::new(tools::made("python/bin/python")?);
     command.arg(format!("e2e/python/{program}")).args(args);
+    output(command, "")
+}
+
+/// What a program in `e2e/node` prints; `node` itself takes the arguments before its name. Blocks.
+pub fn node(before: &[&str], program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::program(&["node"], &[])?);
+    command.args(before).arg(format!("e2e/node/{program}")).args(args);
+    command.env("NODE_LIBRARIES", tools::made("node")?);
     output(command, "")
 }
 
@@ -40,6 +49,7 @@ fn output(mut command: Command, input: &str) -> anyhow::Result<String> {
     // All of it is read before anything is printed.
     child.stdin.take().context("its standard input")?.write_all(input.as_bytes())?;
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{line}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(output.status.success(), "{line}: {}\n{}\n{}", output.status, said(&output.stdout), said(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }

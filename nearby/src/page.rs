@@ -9,9 +9,10 @@ const FILES: &[(&str, &str, &str)] = &[
     ("", "text/html; charset=utf-8", include_str!("../../web/index.html")),
     ("map.css", "text/css; charset=utf-8", include_str!("../../web/map.css")),
     ("app.js", "text/javascript; charset=utf-8", include_str!("../../web/app.js")),
-    ("link.js", "text/javascript; charset=utf-8", include_str!("../../web/link.js")),
     ("map.js", "text/javascript; charset=utf-8", include_str!("../../web/map.js")),
+    ("nearby.js", "text/javascript; charset=utf-8", include_str!("../../web/nearby.js")),
     ("panel.js", "text/javascript; charset=utf-8", include_str!("../../web/panel.js")),
+    ("tokens.js", "text/javascript; charset=utf-8", include_str!("../../web/tokens.js")),
 ];
 
 /// `GET /` and what the page loads.
