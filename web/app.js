@@ -225,6 +225,7 @@ function startPlace() {
 
 function start() {
   setText($('who'), `User ${tokens.user}`);
+  $('handshake-link').href = `/handshake${location.search}`;
   showWhere();
   startMap({ lat: me.lat, lon: me.lon }, ({ lat, lon }) => moveTo(lat, lon), pointAt);
   startPanel(pointAt);

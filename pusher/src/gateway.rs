@@ -2,6 +2,7 @@
 
 use crate::frames::Rules;
 use crate::hub::Hub;
+use crate::wire::Wire;
 use governor::DefaultDirectRateLimiter;
 use http::StatusCode;
 use nearby_ingest::reports::Reports;
@@ -42,6 +43,8 @@ pub struct Gateway {
     pub arrivals: DefaultDirectRateLimiter,
     /// Asks every client to go elsewhere.
     pub draining: Stop,
+    /// Tells clients of their own wire; only for development.
+    pub wire: Option<Wire>,
     /// The tasks of the clients.
     pub tasks: TaskTracker,
 }

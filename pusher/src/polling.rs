@@ -4,6 +4,7 @@ use crate::delivery::Outgoing;
 use crate::frames;
 use crate::gateway::Gateway;
 use crate::hub::Connection;
+use crate::wire::WATCHED_PING_INTERVAL;
 use futures_util::stream;
 use http::{HeaderValue, StatusCode, header};
 use nearby_schemas::{TimestampMs, UserId};
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use warp::reply::Response;
 use warp::{Filter, Reply};
@@ -63,7 +65,10 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
             let (gateway, pollers) = (Arc::clone(&shared), Arc::clone(&pollers));
             async move {
                 let polled = match gateway.tokens.bearer(&headers) {
-                    Ok(caller) => poll(&gateway, &pollers, caller.user).await,
+                    Ok(caller) => {
+                        told(&gateway, &caller, "/v1/nearby", headers);
+                        poll(&gateway, &pollers, caller.user).await
+                    }
                     Err(problem) => Err(problem),
                 };
                 polled.unwrap_or_else(Problem::into_response)
@@ -75,12 +80,57 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
         move |headers: http::HeaderMap| {
             let opened = shared.tokens.bearer(&headers).and_then(|caller| {
                 shared.has_room()?;
+                told(&shared, &caller, "/v1/events", headers.clone());
                 Ok(events(&shared, caller))
             });
             opened.unwrap_or_else(Problem::into_response)
         },
     );
-    nearby.or(events).unify().boxed()
+    let routes = nearby.or(events).unify();
+    if gateway.wire.is_some() { routes.or(wire(gateway)).unify().boxed() } else { routes.boxed() }
+}
+
+/// Who watches learns what this request looked like here.
+fn told(gateway: &Gateway, caller: &Caller, path: &str, headers: http::HeaderMap) {
+    let Some(wire) = &gateway.wire else { return };
+    if let Ok(mut request) = http::Request::get(path).body(()) {
+        *request.headers_mut() = headers;
+        wire.tap(caller.user, &request);
+    }
+}
+
+/// `GET /v1/dev/wire`: what this user's other connections look like from here.
+fn wire(gateway: &Arc<Gateway>) -> Routes {
+    let shared = Arc::clone(gateway);
+    let path = warp::path!("v1" / "dev" / "wire").and(warp::get()).and(warp::header::headers_cloned());
+    path.map(move |headers: http::HeaderMap| {
+        let heard = shared.tokens.bearer(&headers).and_then(|caller| match &shared.wire {
+            Some(wire) => wire.listen(caller.user),
+            None => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")),
+        });
+        match heard {
+            Ok(heard) => watched(&shared, heard),
+            Err(problem) => problem.into_response(),
+        }
+    })
+    .boxed()
+}
+
+fn watched(gateway: &Arc<Gateway>, heard: Receiver<Arc<str>>) -> Response {
+    let first = format!(r#"{{"what":"watching","ping_interval_ms":{}}}"#, WATCHED_PING_INTERVAL.as_millis());
+    let state = (Arc::clone(gateway), heard, Some(first));
+    let frames = stream::unfold(state, |(gateway, mut heard, first)| async move {
+        let next = match first {
+            Some(first) => first,
+            None => match gateway.draining.run_until_cancelled(heard.recv()).await? {
+                Ok(next) => next.to_string(),
+                Err(RecvError::Lagged(count)) => format!(r#"{{"what":"skipped","count":{count}}}"#),
+                Err(RecvError::Closed) => return None,
+            },
+        };
+        Some((Ok::<_, Infallible>(warp::sse::Event::default().data(next)), (gateway, heard, None)))
+    });
+    warp::sse::reply(warp::sse::keep_alive().interval(COMMENT_INTERVAL).stream(frames)).into_response()
 }
 
 async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {
