@@ -73,11 +73,15 @@ pub async fn serve(
                 }
                 let api = request.uri().path().starts_with("/v1/") || request.uri().path() == "/owntracks";
                 let preflight = origin.is_some() && request.method() == Method::OPTIONS;
+                let methods = methods(request.uri().path());
                 let mut response = match stream {
                     _ if preflight => Response::default(),
                     Some(stream) if request.uri().path() == STREAM_PATH => stream(request).await,
                     _ => routes.call(request).await?,
                 };
+                if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+                    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+                }
                 decorate(response.headers_mut(), api, origin);
                 Ok::<Response, Infallible>(response)
             }
@@ -156,6 +160,16 @@ async fn read_all(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Re
         }
     }
     Ok(bytes)
+}
+
+/// What a path that exists can be asked, for 405 (RFC 9110, 15.5.6): warp only knows what it cannot.
+fn methods(path: &str) -> &'static str {
+    match path {
+        "/v1/locations" | "/v1/friend-lists" | "/owntracks" => "POST",
+        "/v1/location" => "DELETE",
+        _ if path.starts_with("/v1/users/") => "PUT",
+        _ => "GET, HEAD",
+    }
 }
 
 /// The caller's origin if it is another one and allowed.
