@@ -286,18 +286,20 @@ async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
         if let (Some(tap), Some(_)) = (&tap, &frame) {
             tap.close("sent", frame.as_ref());
         }
-        if socket.close(frame).await.is_ok() {
-            while let Some(Ok(message)) = socket.next().await {
-                if let (Some(tap), Message::Close(frame)) = (&tap, &message) {
-                    tap.close("received", frame.as_ref());
-                }
+        if let Err(error) = socket.close(frame).await {
+            // The peer closed first, most likely: reading on sends our answer to that.
+            tracing::debug!(%error, "closing");
+        }
+        while let Some(Ok(message)) = socket.next().await {
+            if let (Some(tap), Message::Close(frame)) = (&tap, &message) {
+                tap.close("received", frame.as_ref());
             }
-            // Bytes that nobody reads would have the connection reset, and the close frame lost: those of a frame that is too
-            // big, say.
-            let (stream, mut unread) = (socket.get_mut(), [0; READ_BUFFER_BYTES]);
-            if stream.shutdown().await.is_ok() {
-                while matches!(stream.read(&mut unread).await, Ok(1..)) {}
-            }
+        }
+        // Bytes that nobody reads would have the connection reset, and the close frame lost: those of a frame that is too
+        // big, say.
+        let (stream, mut unread) = (socket.get_mut(), [0; READ_BUFFER_BYTES]);
+        if stream.shutdown().await.is_ok() {
+            while matches!(stream.read(&mut unread).await, Ok(1..)) {}
         }
     };
     if timeout(CLOSE_TIMEOUT, farewell).await.is_err() {
