@@ -7,8 +7,10 @@ RECORDED ?= ../shared/data/gowalla-nyc
 
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
+# How long `make fuzz` looks at each target.
+SECONDS ?= 60
 
-.PHONY: help needs demo build test test-long test-unit sim bench check format deny advisories clean
+.PHONY: help needs demo build test test-long test-unit sim fuzz bench check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +47,10 @@ test-unit: needs ## The tests that need nothing but cargo
 
 sim: ## Simulate the whole pipeline, with overflow checks: make sim SEEDS=10000
 	cargo run -p nearby-sim -- --seeds $(SEEDS)
+
+fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for so long: make fuzz SECONDS=600
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument.sh cargo build -p nearby-fuzz --features guided --bins
+	@sh fuzz/run.sh $(SECONDS)
 
 bench: ## What a processor costs, apart by stage and whole, on a real broker (half an hour)
 	sh e2e/setup.sh

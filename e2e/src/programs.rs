@@ -1,4 +1,5 @@
-//! The example programs of `docs/data-engineers.md`, run from the project's folder as it says there.
+//! Programs in other languages, run from the project's folder: those of `docs/data-engineers.md`, as it says there, and clients
+//! that others wrote.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,43 @@ pub fn root() -> PathBuf {
 
 /// What a program in `e2e/python` prints. Blocks.
 pub fn python(program: &str, args: &[&str]) -> anyhow::Result<String> {
+    python_with(program, args, "")
+}
+
+/// What a program in `e2e/python` prints for this input. Blocks.
+pub fn python_with(program: &str, args: &[&str], input: &str) -> anyhow::Result<String> {
     let mut command = Command::new(tools::made("python/bin/python")?);
     command.arg(format!("e2e/python/{program}")).args(args);
+    output(command, input)
+}
+
+/// AsyncAPI's own schema of version 3.0.0, out of its package.
+pub fn asyncapi_schema() -> anyhow::Result<PathBuf> {
+    tools::made("node/node_modules/@asyncapi/specs/schemas/3.0.0.json")
+}
+
+/// What k6 prints for a script in `bench/k6`. Blocks.
+pub fn k6(script: &str, envs: &[(&str, &str)]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::made("k6/k6")?);
+    command.args(["run", "--quiet", "--no-usage-report", "--no-color", &format!("bench/k6/{script}")]);
+    command.envs(envs.iter().copied());
+    output(command, "")
+}
+
+/// What a program in `e2e/node` prints; `node` itself takes the arguments before its name. Blocks.
+pub fn node(before: &[&str], program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::program(&["node"], &[])?);
+    command.args(before).arg(format!("e2e/node/{program}")).args(args);
+    command.env("NODE_LIBRARIES", tools::made("node")?);
+    output(command, "")
+}
+
+/// What schemathesis prints for `schemas/openapi.yaml`. Blocks.
+pub fn schemathesis(args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::made("python/bin/schemathesis")?);
+    // It leaves what it remembers where it runs.
+    let scratch = tempfile::tempdir()?;
+    command.arg("run").arg(root().join("schemas/openapi.yaml")).args(args).current_dir(scratch.path());
     output(command, "")
 }
 
@@ -30,8 +66,10 @@ pub fn java(program: &str, args: &[&str], input: &str) -> anyhow::Result<String>
 
 fn output(mut command: Command, input: &str) -> anyhow::Result<String> {
     let line = format!("{command:?}");
+    if command.get_current_dir().is_none() {
+        command.current_dir(root());
+    }
     let mut child = command
-        .current_dir(root())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -40,6 +78,7 @@ fn output(mut command: Command, input: &str) -> anyhow::Result<String> {
     // All of it is read before anything is printed.
     child.stdin.take().context("its standard input")?.write_all(input.as_bytes())?;
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{line}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    ensure!(output.status.success(), "{line}: {}\n{}\n{}", output.status, said(&output.stdout), said(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }

@@ -1,4 +1,4 @@
-//! The live map, built into the binary: it needs no file and no other host.
+//! The live map and the handshake page, built into the binary: they need no file and no other host.
 
 use http::{HeaderValue, header};
 use nearby_service::http::Routes;
@@ -7,14 +7,19 @@ use warp::reply::Response;
 
 const FILES: &[(&str, &str, &str)] = &[
     ("", "text/html; charset=utf-8", include_str!("../../web/index.html")),
+    ("handshake", "text/html; charset=utf-8", include_str!("../../web/handshake.html")),
+    ("handshake.css", "text/css; charset=utf-8", include_str!("../../web/handshake.css")),
+    ("handshake.js", "text/javascript; charset=utf-8", include_str!("../../web/handshake.js")),
     ("map.css", "text/css; charset=utf-8", include_str!("../../web/map.css")),
     ("app.js", "text/javascript; charset=utf-8", include_str!("../../web/app.js")),
-    ("link.js", "text/javascript; charset=utf-8", include_str!("../../web/link.js")),
     ("map.js", "text/javascript; charset=utf-8", include_str!("../../web/map.js")),
+    ("nearby.js", "text/javascript; charset=utf-8", include_str!("../../web/nearby.js")),
     ("panel.js", "text/javascript; charset=utf-8", include_str!("../../web/panel.js")),
+    ("tokens.js", "text/javascript; charset=utf-8", include_str!("../../web/tokens.js")),
+    ("way.js", "text/javascript; charset=utf-8", include_str!("../../web/way.js")),
 ];
 
-/// `GET /` and what the page loads.
+/// `GET /`, `GET /handshake` and what these pages load.
 pub fn routes() -> Routes {
     warp::path::full()
         .and(warp::method())

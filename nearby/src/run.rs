@@ -249,6 +249,8 @@ async fn start(
         rules: rules(&settings.rules),
         reports: ingest.reports.clone(),
         tokens: tokens.clone(),
+        // The page that shows it is here alone.
+        watchable: settings.auth.dev_tokens,
         readiness: readiness.clone(),
     };
     let pusher = Pusher::start(&settings.gateway, context).await?;

@@ -207,6 +207,7 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
         rules: rules(&command.rules),
         reports: reports.clone(),
         tokens,
+        watchable: false,
         readiness: base.readiness.clone(),
     };
     let stop = base.stop.clone();

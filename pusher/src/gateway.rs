@@ -2,6 +2,7 @@
 
 use crate::frames::Rules;
 use crate::hub::{Connection, Hub};
+use crate::wire::Wire;
 use governor::DefaultDirectRateLimiter;
 use http::StatusCode;
 use nearby_ingest::reports::Reports;
@@ -55,6 +56,8 @@ pub struct Gateway {
     pub draining: Stop,
     /// Every client is asked to go elsewhere, each when its turn comes.
     pub farewell: Stop,
+    /// Tells clients of their own wire; only for development.
+    pub wire: Option<Wire>,
     /// The tasks of the clients.
     pub tasks: TaskTracker,
 }

@@ -5,7 +5,7 @@
 //! [`delivery`], what clients are told, and [`sessions`], what the log is told; [`hub`] shares both between the topic's
 //! reader and the sockets.
 
-mod client_frame;
+pub mod client_frame;
 pub mod delivery;
 pub mod frames;
 mod gateway;
@@ -17,6 +17,8 @@ mod owntracks;
 mod polling;
 pub mod sessions;
 mod stream;
+mod watching;
+mod wire;
 
 pub use crate::frames::Rules;
 pub use crate::gateway::GatewaySettings;
@@ -24,6 +26,7 @@ pub use crate::gateway::GatewaySettings;
 use crate::gateway::Gateway;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
+use crate::wire::Wire;
 use futures_util::FutureExt;
 use governor::{Quota, RateLimiter};
 use nearby_ingest::reports::Reports;
@@ -99,6 +102,8 @@ pub struct PusherContext {
     pub reports: Reports,
     /// Verifies tokens.
     pub tokens: Tokens,
+    /// Whether clients may watch their own wire: for development.
+    pub watchable: bool,
     /// Told when the gateway works ("pusher").
     pub readiness: Readiness,
 }
@@ -133,7 +138,7 @@ impl Pusher {
     /// # Errors
     /// When topics are missing or the broker does not answer.
     pub async fn start(settings: &PusherSettings, context: PusherContext) -> Result<Pusher, StartError> {
-        let PusherContext { kafka, gateway: id, public_url, rules, reports, tokens, readiness } = context;
+        let PusherContext { kafka, gateway: id, public_url, rules, reports, tokens, watchable, readiness } = context;
         let checked = kafka.clone();
         let partitions = tokio::task::spawn_blocking(move || checked.check_topics()).await;
         let partitions = partitions.map_err(|_| KafkaError::Canceled)??;
@@ -157,6 +162,7 @@ impl Pusher {
             arrivals: RateLimiter::direct(Quota::per_second(settings.accept_rate_per_s)),
             draining: Stop::new(),
             farewell: Stop::new(),
+            wire: watchable.then(Wire::default),
             tasks: TaskTracker::new(),
         });
         let reading = Stop::new();

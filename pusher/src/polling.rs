@@ -4,6 +4,7 @@ use crate::delivery::{Outgoing, Shown};
 use crate::frames;
 use crate::gateway::Gateway;
 use crate::hub::Connection;
+use crate::watching;
 use futures_util::stream;
 use http::{HeaderValue, StatusCode, header};
 use nearby_schemas::{TimestampMs, UserId};
@@ -24,7 +25,7 @@ const POLL_SESSION: Duration = Duration::from_secs(60);
 /// The first call waits at most so long for its snapshot.
 const FIRST_SNAPSHOT_WAIT: Duration = Duration::from_secs(5);
 /// An idle event stream carries a comment so often.
-const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
+pub(crate) const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Sessions of users who poll, with the time at which each ends.
 #[derive(Default)]
@@ -89,7 +90,10 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
             let (gateway, pollers) = (Arc::clone(&shared), Arc::clone(&pollers));
             async move {
                 let polled = match gateway.tokens.bearer(&headers) {
-                    Ok(caller) => poll(&gateway, &pollers, caller.user).await,
+                    Ok(caller) => {
+                        watching::tap_request(&gateway, &caller, "/v1/nearby", headers);
+                        poll(&gateway, &pollers, caller.user).await
+                    }
                     Err(problem) => Err(problem),
                 };
                 polled.unwrap_or_else(Problem::into_response)
@@ -101,11 +105,13 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
     let events = events.and(warp::ext::optional()).map(move |headers: http::HeaderMap, end: Option<ConnectionEnd>| {
         let opened = shared.tokens.bearer(&headers).and_then(|caller| {
             let connection = shared.admit(caller.user)?;
+            watching::tap_request(&shared, &caller, "/v1/events", headers.clone());
             Ok(tell(&shared, caller, connection, end))
         });
         opened.unwrap_or_else(Problem::into_response)
     });
-    nearby.or(events).unify().boxed()
+    let routes = nearby.or(events).unify();
+    if gateway.wire.is_some() { routes.or(watching::routes(gateway)).unify().boxed() } else { routes.boxed() }
 }
 
 async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {

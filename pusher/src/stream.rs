@@ -5,6 +5,7 @@ use crate::frames;
 use crate::gateway::Gateway;
 use crate::handshake::{self, Accepted};
 use crate::hub::Connection;
+use crate::wire::{Tap, WATCHED_PING_INTERVAL};
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -15,6 +16,7 @@ use nearby_service::problem::Problem;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -53,18 +55,28 @@ pub async fn open(gateway: Arc<Gateway>, mut request: http::Request<Incoming>) -
         Ok(accepted) => accepted,
         Err(problem) => return problem.into_response(),
     };
+    let tap = gateway.wire.as_ref().and_then(|wire| wire.tap(caller.user, &request));
+    if let Some(tap) = &tap {
+        tap.response(&response);
+    }
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = gateway.tasks.clone();
     tasks.spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => serve(gateway, upgraded, caller, connection).await,
+            Ok(upgraded) => serve(gateway, upgraded, caller, connection, tap).await,
             Err(error) => tracing::debug!(%error, "handshake"),
         }
     });
     response
 }
 
-async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller: Caller, connection: Connection) {
+async fn serve(
+    gateway: Arc<Gateway>,
+    upgraded: hyper::upgrade::Upgraded,
+    caller: Caller,
+    connection: Connection,
+    tap: Option<Tap>,
+) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -73,13 +85,21 @@ async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
     let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
-    let mut client =
-        Client { caller, socket, connection, answers, next_flush: Instant::now(), heard_at: Instant::now(), gateway };
+    let mut client = Client {
+        caller,
+        socket,
+        connection,
+        answers,
+        next_flush: Instant::now(),
+        heard_at: Instant::now(),
+        gateway,
+        tap,
+    };
     let end = client.run(answered).await;
     // The session ends here, however long the farewell takes.
-    let Client { socket, connection, .. } = client;
+    let Client { socket, connection, tap, .. } = client;
     drop(connection);
-    close(socket, end).await;
+    close(socket, end, tap).await;
 }
 
 struct Client {
@@ -92,6 +112,8 @@ struct Client {
     /// The earliest time of the next update.
     next_flush: Instant,
     heard_at: Instant,
+    /// Somebody watches.
+    tap: Option<Tap>,
 }
 
 impl Client {
@@ -105,7 +127,7 @@ impl Client {
         let wake = Arc::clone(&self.connection.wake);
         let turn_to_go = gateway.turn_to_go();
         tokio::pin!(turn_to_go);
-        let mut ping = tokio::time::interval(PING_INTERVAL);
+        let mut ping = tokio::time::interval(if self.tap.is_some() { WATCHED_PING_INTERVAL } else { PING_INTERVAL });
         ping.reset();
         // Something may be waiting to be sent; kept here, because a notification is forgotten once it is heard.
         let mut unsent = false;
@@ -147,6 +169,9 @@ impl Client {
 
     async fn heard(&mut self, message: Option<Result<Message, Error>>) -> Result<(), End> {
         self.heard_at = Instant::now();
+        if let (Some(tap), Some(Ok(message))) = (&mut self.tap, &message) {
+            tap.message("received", message);
+        }
         match message {
             Some(Ok(Message::Text(text))) => self.frame(text.as_str()).await,
             Some(Ok(Message::Binary(_))) => {
@@ -256,6 +281,9 @@ impl Client {
 
     /// Sends, or finds out that the client makes no progress.
     async fn send_message(&mut self, message: Message) -> Result<(), End> {
+        if let Some(tap) = &mut self.tap {
+            tap.message("sent", &message);
+        }
         match timeout(self.gateway.settings.slow_client, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(End::Peer),
@@ -265,7 +293,7 @@ impl Client {
 }
 
 /// Says farewell, and waits a little for the peer's.
-async fn close(mut socket: Socket, end: End) {
+async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
     let frame = match end {
         End::Peer => None,
         End::Close(code, reason) => Some((code, reason)),
@@ -275,12 +303,31 @@ async fn close(mut socket: Socket, end: End) {
         metrics::counter!("nearby_pusher_closed_total", "reason" => reason).increment(1);
     }
     let farewell = async {
-        if socket.close(frame.map(|(code, reason)| CloseFrame { code, reason: reason.into() })).await.is_ok() {
-            while let Some(Ok(_)) = socket.next().await {}
+        let frame = frame.map(|(code, reason)| CloseFrame { code, reason: reason.into() });
+        if let (Some(tap), Some(_)) = (&tap, &frame) {
+            tap.close("sent", frame.as_ref());
+        }
+        if let Err(error) = socket.close(frame).await {
+            // The peer closed first, most likely: reading on sends our answer to that.
+            tracing::debug!(%error, "closing");
+        }
+        while let Some(Ok(message)) = socket.next().await {
+            if let (Some(tap), Message::Close(frame)) = (&tap, &message) {
+                tap.close("received", frame.as_ref());
+            }
+        }
+        // Bytes that nobody reads would have the connection reset, and the close frame lost: those of a frame that is too
+        // big, say.
+        let (stream, mut unread) = (socket.get_mut(), [0; READ_BUFFER_BYTES]);
+        if stream.shutdown().await.is_ok() {
+            while matches!(stream.read(&mut unread).await, Ok(1..)) {}
         }
     };
     if timeout(CLOSE_TIMEOUT, farewell).await.is_err() {
         tracing::debug!("a peer did not answer the close frame");
+    }
+    if let Some(tap) = tap {
+        tap.ended();
     }
 }
 

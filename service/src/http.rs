@@ -213,6 +213,7 @@ where
         *request.method_mut() = Method::GET;
     }
     let preflight = origin.is_some() && request.method() == Method::OPTIONS;
+    let methods = methods(request.uri().path());
     let mut response = match (edge.door.check(peer, &request), &edge.stream) {
         (Err(problem), _) => {
             metrics::counter!("nearby_turned_away_total", "code" => problem.code).increment(1);
@@ -225,6 +226,9 @@ where
             Err(never) => match never {},
         },
     };
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    }
     decorate(response.headers_mut(), api, origin);
     response
 }
@@ -276,6 +280,16 @@ async fn read_all(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Re
         }
     }
     Ok(bytes)
+}
+
+/// What a path that exists can be asked, for 405 (RFC 9110, 15.5.6): warp only knows what it cannot.
+fn methods(path: &str) -> &'static str {
+    match path {
+        "/v1/locations" | "/v1/friend-lists" | "/owntracks" => "POST",
+        "/v1/location" => "DELETE",
+        _ if path.starts_with("/v1/users/") => "PUT",
+        _ => "GET, HEAD",
+    }
 }
 
 fn decorate(headers: &mut HeaderMap, api: bool, origin: Option<HeaderValue>) {

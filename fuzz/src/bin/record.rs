@@ -1,0 +1,4 @@
+//! `nearby_fuzz::record`, under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| nearby_fuzz::record(bytes));
