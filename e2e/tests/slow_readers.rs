@@ -118,7 +118,17 @@ async fn play(cluster: &Cluster, stalled: usize) -> anyhow::Result<()> {
         first_closed.unwrap_or_default() >= Duration::from_secs(SLOW_CLIENT_S),
         "closed too early: {first_closed:?}"
     );
-    // They are really gone, not only counted.
+    all_gone(pusher, files_before, sockets.into_iter().chain(streams), begun).await?;
+    who_reads_again_in_time_hears_why(cluster, &mut people).await
+}
+
+/// They are really gone, not only counted.
+async fn all_gone(
+    pusher: &Service,
+    files_before: usize,
+    streams: impl Iterator<Item = TcpStream>,
+    begun: Instant,
+) -> anyhow::Result<()> {
     while pusher.gauge("nearby_pusher_connections", "").await? as i64 > READERS {
         ensure!(begun.elapsed() < CLOSED_LIMIT, "closed clients still have sessions");
         tokio::time::sleep(POLL).await;
@@ -128,10 +138,10 @@ async fn play(cluster: &Cluster, stalled: usize) -> anyhow::Result<()> {
         ensure!(begun.elapsed() < CLOSED_LIMIT, "{} files are open, {files_before} before", open_files(pusher)?);
         tokio::time::sleep(POLL).await;
     }
-    for stream in sockets.into_iter().chain(streams) {
+    for stream in streams {
         ended(stream).await?;
     }
-    who_reads_again_in_time_hears_why(cluster, &mut people).await
+    Ok(())
 }
 
 /// The movers go on; this client stalls until the gateway gives it up.
