@@ -32,6 +32,8 @@ const SLOW_CLIENT_S: u64 = 5;
 const RECEIVE_BUFFER_BYTES: u32 = 4 * 1024;
 /// A stalled client's frame, its view and its outbox, in the gateway itself.
 const MEMORY_PER_CLIENT_MAX: usize = 96 * 1024;
+/// Requests of the test itself, and Kafka's connections.
+const FILES_MORE_MAX: usize = 8;
 /// The machine is busy with other things too.
 const LATENCY_MAX: Duration = Duration::from_millis(1_000);
 /// Until the buffers of the system are full, and then `slow_client_s`.
@@ -70,7 +72,7 @@ async fn play(cluster: &Cluster, stalled: usize) -> anyhow::Result<()> {
     tokio::time::sleep(UNDISTURBED).await;
     let undisturbed = take(&mut latencies);
 
-    let memory_before = resident_bytes(pusher)?;
+    let (memory_before, files_before) = (resident_bytes(pusher)?, open_files(pusher)?);
     let mut sockets = Vec::new();
     for user in (STALLED_FIRST..).take(stalled) {
         sockets.push(stall(pusher, "/v1/stream", &cluster.token(user).await?).await?);
@@ -116,15 +118,30 @@ async fn play(cluster: &Cluster, stalled: usize) -> anyhow::Result<()> {
         first_closed.unwrap_or_default() >= Duration::from_secs(SLOW_CLIENT_S),
         "closed too early: {first_closed:?}"
     );
-    // They are really gone, not only counted.
+    all_gone(pusher, files_before, sockets.into_iter().chain(streams), begun).await?;
+    who_reads_again_in_time_hears_why(cluster, &mut people).await
+}
+
+/// They are really gone, not only counted.
+async fn all_gone(
+    pusher: &Service,
+    files_before: usize,
+    streams: impl Iterator<Item = TcpStream>,
+    begun: Instant,
+) -> anyhow::Result<()> {
     while pusher.gauge("nearby_pusher_connections", "").await? as i64 > READERS {
         ensure!(begun.elapsed() < CLOSED_LIMIT, "closed clients still have sessions");
         tokio::time::sleep(POLL).await;
     }
-    for stream in sockets.into_iter().chain(streams) {
+    // Their connections too, although nothing was read: who holds them is not asked by the body of an answer.
+    while open_files(pusher)? > files_before + FILES_MORE_MAX {
+        ensure!(begun.elapsed() < CLOSED_LIMIT, "{} files are open, {files_before} before", open_files(pusher)?);
+        tokio::time::sleep(POLL).await;
+    }
+    for stream in streams {
         ended(stream).await?;
     }
-    who_reads_again_in_time_hears_why(cluster, &mut people).await
+    Ok(())
 }
 
 /// The movers go on; this client stalls until the gateway gives it up.
@@ -233,6 +250,11 @@ async fn ended(mut stream: TcpStream) -> anyhow::Result<()> {
 
 fn stream_url(pusher: &Service) -> String {
     format!("ws://{}/v1/stream", pusher.address())
+}
+
+/// Connections, most of all.
+fn open_files(service: &Service) -> anyhow::Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{}/fd", service.nearby.pid()))?.count())
 }
 
 /// As Linux tells it.
