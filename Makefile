@@ -34,10 +34,13 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features nearby-sink/full,nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the check on real movement, because $(RECORDED) is missing (see README)")
 
-test-long: ## Ownership and recovery at length: faults for some ten minutes, and how long each was felt
+test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading: a quarter of an hour, and what was measured
 	sh e2e/setup.sh
 	cargo build -p nearby
 	FAILOVER=long cargo test -p nearby-e2e --features full --test failover -- --nocapture
+	GATEWAYS=10000 cargo test -p nearby-e2e --features full --test gateways -- --nocapture
+	SLOW_READERS=1000 cargo test -p nearby-e2e --features full --test slow_readers -- --nocapture
+	cargo test -p nearby-e2e --features full --test balancer -- --nocapture
 
 test-unit: needs ## The tests that need nothing but cargo
 	cargo test --workspace

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, Node, docker-compose; the jars of Kafka and of a Java
-# client; environments for clients in Python and for Node; Go, and with it a fake schema registry and k6; and the headers of OpenSSL,
-# which the build needs.
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, Node, docker-compose, HAProxy, OpenSSL; the jars of
+# Kafka and of a Java client; environments for clients in Python and for Node; Go, and with it a fake schema registry and k6; and the
+# headers of OpenSSL, which the build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,6 +23,10 @@ missing_packages() {
   # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
   has docker-compose || echo docker-compose
   has curl || echo curl
+  # Keys and certificates of the tests.
+  has openssl || echo openssl
+  # Debian has it where only root looks.
+  has haproxy || ls /usr/sbin/haproxy >/dev/null 2>&1 || echo haproxy
   has node || echo nodejs
   has npm || cmp -s e2e/node/package.json "$e2e/node/package.json" || echo npm
   has pkg-config || echo pkg-config
@@ -120,8 +124,8 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, Node 18 or newer with npm, docker-compose, curl, pkg-config and the"
-    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, node, npm, docker-compose, curl and pkg-config are on the PATH"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, Node 18 or newer with npm, docker-compose, HAProxy, curl, OpenSSL, pkg-config and the"
+    say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, node, npm, docker-compose, haproxy, curl, openssl and pkg-config are on the PATH"
     exit 1
   fi
 fi

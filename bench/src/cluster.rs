@@ -114,6 +114,7 @@ impl Cluster {
             capacity: 1,
             draining: false,
             started_at: TimestampMs::now(),
+            accept_rate_per_s: 0,
         };
         let topic = self.kafka.topics.gateways();
         let record = |gateway: &GatewayId| Outgoing {

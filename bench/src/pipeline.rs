@@ -73,6 +73,7 @@ struct Counters {
     notices: f64,
     batches: f64,
     batch_bytes: f64,
+    unacknowledged: f64,
 }
 
 /// Runs and prints.
@@ -127,7 +128,7 @@ impl Served {
         let after = self.spent().await?;
         let rates: Vec<String> = figures.iter().map(|rate| format!("{:.0}", rate / 1_000.0)).collect();
         println!("  catching up: {} thousand reports/s (each time it had stood still)", rates.join(", "));
-        self.print(&before_all, &after, false);
+        self.print(&before_all, &after);
         Ok(())
     }
 
@@ -147,7 +148,7 @@ impl Served {
             took.as_secs_f64(),
             behind / as_f64(written) * took.as_secs_f64() * 1_000.0,
         );
-        self.print(&before, &after, true);
+        self.print(&before, &after);
         Ok(())
     }
 
@@ -214,6 +215,7 @@ impl Served {
             notices: value("nearby_processor_notices_total"),
             batches: value("nearby_batches_total"),
             batch_bytes: value("nearby_batch_bytes_total"),
+            unacknowledged: value("nearby_unacknowledged_batches_total"),
         })
     }
 
@@ -232,7 +234,7 @@ impl Served {
         })
     }
 
-    fn print(&self, before: &Spent, after: &Spent, with_threads: bool) {
+    fn print(&self, before: &Spent, after: &Spent) {
         let millions = (after.counters.reports - before.counters.reports) / 1e6;
         println!(
             "    CPU-seconds per million reports: processor {:.2}, broker {:.2} (which also takes them in)",
@@ -247,17 +249,21 @@ impl Served {
             notices / (after.counters.batches - before.counters.batches),
             cpu::resident_bytes(self.processor.pid()).map_or(f64::NAN, |bytes| bytes as f64 / 1024.0 / 1024.0),
         );
-        if with_threads {
-            let mut threads: Vec<(&String, f64)> = after
-                .threads
-                .iter()
-                .map(|(name, seconds)| (name, (seconds - before.threads.get(name).unwrap_or(&0.0)) / millions))
-                .filter(|(_, seconds)| *seconds >= 0.01)
-                .collect();
-            threads.sort_by(|a, b| b.1.total_cmp(&a.1));
-            let threads: Vec<String> = threads.iter().map(|(name, seconds)| format!("{name} {seconds:.2}")).collect();
-            println!("    by thread: {}", threads.join(", "));
+        let unacknowledged = after.counters.unacknowledged - before.counters.unacknowledged;
+        if unacknowledged > 0.0 {
+            let log = self.processor.stderr();
+            let why = log.lines().find(|line| line.contains("snapshots")).unwrap_or_default();
+            println!("    {unacknowledged} batches were not acknowledged; the first: {why}");
         }
+        let mut threads: Vec<(&String, f64)> = after
+            .threads
+            .iter()
+            .map(|(name, seconds)| (name, (seconds - before.threads.get(name).unwrap_or(&0.0)) / millions))
+            .filter(|(_, seconds)| *seconds >= 0.01)
+            .collect();
+        threads.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let threads: Vec<String> = threads.iter().map(|(name, seconds)| format!("{name} {seconds:.2}")).collect();
+        println!("    by thread: {}", threads.join(", "));
     }
 }
 

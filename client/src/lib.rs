@@ -65,6 +65,16 @@ pub enum ClientError {
     Frame(String, #[source] serde_json::Error),
 }
 
+impl ClientError {
+    /// When a gateway that refuses the handshake wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let ClientError::Socket(error) = self else { return None };
+        let tokio_tungstenite::tungstenite::Error::Http(response) = error.as_ref() else { return None };
+        let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

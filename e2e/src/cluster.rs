@@ -59,6 +59,11 @@ impl Cluster {
         Ok(Cluster { prefix: prefix.to_owned(), ingest, pushers, processors, ended: Vec::new(), kafka })
     }
 
+    /// Starts one more gateway, listening at HOST:PORT, and does not wait for it.
+    pub fn start_pusher(&self, listen: &str, more: &[&str]) -> anyhow::Result<Service> {
+        Service::start_at(&self.kafka, &self.prefix, "pusher", listen, more)
+    }
+
     /// Starts one more processor and does not wait for it.
     pub fn start_processor(&self) -> anyhow::Result<Service> {
         Service::start(&self.kafka, &self.prefix, "processor", &[])
@@ -98,9 +103,17 @@ impl Cluster {
 
 impl Service {
     fn start(kafka: &Kafka, prefix: &str, service: &str, more: &[&str]) -> anyhow::Result<Service> {
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let args = [&[service, "--listen", &listen], more].concat();
+        Service::start_at(kafka, prefix, service, &format!("127.0.0.1:{}", free_port()?), more)
+    }
+
+    fn start_at(kafka: &Kafka, prefix: &str, service: &str, listen: &str, more: &[&str]) -> anyhow::Result<Service> {
+        let args = [&[service, "--listen", listen], more].concat();
         Ok(Service { nearby: start_nearby(kafka, prefix, &args)?, url: format!("http://{listen}") })
+    }
+
+    /// HOST:PORT where it listens.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
     }
 
     /// Waits until it says that it is ready.

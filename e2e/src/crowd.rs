@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
+use crate::herd::Way;
 use crate::http;
 use crate::world::{Place, Report, World};
-use crate::ws::Socket;
+use crate::ws::{Closed, Socket};
 
 /// People of one neighbourhood.
 pub const NEIGHBOURS: i64 = 10;
@@ -26,6 +27,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// A client that is told nothing waits on; whoever looks after it measures the gap.
 const FOREVER: Duration = Duration::from_secs(3600);
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(20);
+/// Who loses a socket waits for up to so long, unless the gateway has said how long.
+const RECONNECT_MS_MAX: u64 = 200;
 const METRES_PER_DEGREE: f64 = 111_195.0;
 /// Items of one request when many people are brought into the log at once.
 const AT_ONCE: i64 = 1_000;
@@ -59,16 +62,35 @@ enum Role {
 struct Person {
     user: i64,
     token: String,
-    stream_url: String,
+    way: Way,
+    /// Comes back when the socket ends.
+    comes_back: bool,
     over_socket: bool,
     role: Role,
     step: i64,
     shared: Arc<Shared>,
 }
 
+/// How far a person has come with reporting; outlives sockets.
+struct Reporting {
+    next: tokio::time::Instant,
+    /// The report that waits for its answer, and whether it is a withdrawal.
+    unanswered: Option<(usize, bool)>,
+    answer: mpsc::Sender<anyhow::Result<bool>>,
+    answers: mpsc::Receiver<anyhow::Result<bool>>,
+    /// How long a `drain` says to wait.
+    pause: Option<Duration>,
+}
+
 impl Crowd {
-    /// Writes friend lists, connects everybody and waits until all have a snapshot; the people are the users 1, 2, ….
+    /// Writes friend lists, connects everybody and waits until all have a snapshot; the people are the users 1, 2, …, each on
+    /// a gateway of the test's choice whose end would be an error.
     pub async fn gather(cluster: &Cluster, neighbourhoods: i64) -> anyhow::Result<Crowd> {
+        Crowd::gather_by(cluster, neighbourhoods, None).await
+    }
+
+    /// The same; with a way, they find their gateways by it, and come back when a socket ends.
+    pub async fn gather_by(cluster: &Cluster, neighbourhoods: i64, way: Option<&Way>) -> anyhow::Result<Crowd> {
         let (acknowledged, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let (ingest, stop) = (cluster.ingest.url.clone(), tokio::sync::watch::channel(false).0);
         let shared = Arc::new(Shared { world: Mutex::default(), ingest, acknowledged, refused, stop });
@@ -88,7 +110,8 @@ impl Crowd {
             let person = Person {
                 user,
                 token: cluster.token(user).await?,
-                stream_url: format!("{}/v1/stream", pusher.url.replacen("http", "ws", 1)),
+                way: way.cloned().unwrap_or_else(|| Way::Through(pusher.url.clone())),
+                comes_back: way.is_some(),
                 over_socket: (user + user / NEIGHBOURS) % 2 == 0,
                 role,
                 step: user,
@@ -194,16 +217,54 @@ impl Person {
         }
     }
 
-    /// Nobody's socket ends in these tests: gateways are not what fails.
     async fn try_to_live(&mut self, ready: &mpsc::UnboundedSender<()>) -> anyhow::Result<()> {
-        let mut socket = Socket::connect(&self.stream_url, &self.token).await?;
+        let mut socket = Socket::connect(&self.way.stream_url().await?, &self.token).await?;
         self.shared.world().connected(self.user, matches!(self.role, Role::Resident), Instant::now());
-        let mut stop = self.shared.stop.subscribe();
-        let (answer, mut answers) = mpsc::channel(1);
         // Everybody at another moment, so that a viewer hears something all the time.
         let phase = REPORT_INTERVAL * u32::try_from(self.user % NEIGHBOURS)? / NEIGHBOURS as u32;
-        let mut next_report = tokio::time::Instant::now() + phase;
-        let mut unanswered: Option<(usize, bool)> = None;
+        let (answer, answers) = mpsc::channel(1);
+        let mut reporting =
+            Reporting { next: tokio::time::Instant::now() + phase, unanswered: None, answer, answers, pause: None };
+        let mut stop = self.shared.stop.subscribe();
+        loop {
+            let ended = tokio::select! {
+                ended = self.hold(&mut socket, &mut reporting, ready) => ended,
+                _ = stop.changed() => return socket.close().await,
+            };
+            match ended {
+                Err(error) if self.comes_back && error.downcast_ref::<Closed>().is_some() => {}
+                ended => return ended,
+            }
+            // What was said over the socket and not answered may be in the log or not.
+            if let Some((_, withdrawal)) = reporting.unanswered.take_if(|_| self.over_socket) {
+                self.step -= i64::from(withdrawal);
+            }
+            socket = tokio::select! {
+                socket = self.come_back(reporting.pause.take()) => socket,
+                _ = stop.changed() => return Ok(()),
+            };
+        }
+    }
+
+    /// A gateway that was named may be gone, or take nobody now.
+    async fn come_back(&self, mut pause: Option<Duration>) -> Socket {
+        loop {
+            let random = || Duration::from_millis(rand::random_range(0..RECONNECT_MS_MAX));
+            tokio::time::sleep(pause.take().unwrap_or_else(random)).await;
+            let Ok(url) = self.way.stream_url().await else { continue };
+            if let Ok(socket) = Socket::connect(&url, &self.token).await {
+                return socket;
+            }
+        }
+    }
+
+    /// Reports and shows what comes, until the socket ends.
+    async fn hold(
+        &mut self,
+        socket: &mut Socket,
+        reporting: &mut Reporting,
+        ready: &mpsc::UnboundedSender<()>,
+    ) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 frame = socket.next_frame(FOREVER) => {
@@ -211,33 +272,33 @@ impl Person {
                     self.shared.world().hear(self.user, &frame, Instant::now());
                     match frame["type"].as_str() {
                         Some("snapshot") => drop(ready.send(())),
+                        Some("drain") => {
+                            reporting.pause = frame["reconnect_after_ms"].as_u64().map(Duration::from_millis);
+                        }
                         Some("accepted" | "error") => {
                             let accepted = frame["type"] == "accepted";
                             ensure!(accepted || frame["code"] == "kafka_unavailable", "{frame}");
-                            let (number, withdrawal) = unanswered.take().context("an answer to nothing")?;
+                            let (number, withdrawal) = reporting.unanswered.take().context("an answer to nothing")?;
                             ensure!(frame["ref"] == json!(number), "the answer to another report: {frame}");
                             self.answered(number, accepted, withdrawal);
                         }
                         _ => {}
                     }
                 }
-                accepted = answers.recv() => {
-                    let (number, withdrawal) = unanswered.take().context("an answer to nothing")?;
+                accepted = reporting.answers.recv() => {
+                    let (number, withdrawal) = reporting.unanswered.take().context("an answer to nothing")?;
                     self.answered(number, accepted.context("the sender is held")??, withdrawal);
                 }
-                () = tokio::time::sleep_until(next_report), if unanswered.is_none() => {
-                    next_report = tokio::time::Instant::now() + REPORT_INTERVAL;
+                () = tokio::time::sleep_until(reporting.next), if reporting.unanswered.is_none() => {
+                    reporting.next = tokio::time::Instant::now() + REPORT_INTERVAL;
                     let Some((report, number)) = self.next_report() else { continue };
-                    let withdrawal = report.place.is_none();
-                    unanswered = Some((number, withdrawal));
+                    reporting.unanswered = Some((number, report.place.is_none()));
                     if self.over_socket {
-                        socket.send(&frame_of(report, number)).await?;
+                        // The end of the socket is found where it is read.
+                        socket.send(&frame_of(report, number)).await.ok();
                     } else {
-                        self.post(report, answer.clone());
+                        self.post(report, reporting.answer.clone());
                     }
-                }
-                _ = stop.changed() => {
-                    return socket.close().await;
                 }
             }
         }

@@ -18,6 +18,8 @@ pub mod cluster;
 pub mod crowd;
 mod devtools;
 pub mod flow;
+pub mod haproxy;
+pub mod herd;
 pub mod http;
 pub mod kafka;
 pub mod kafka_security;

@@ -11,14 +11,17 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::{Request, Response};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connected client. Pings are answered while it reads.
 #[derive(Debug)]
-pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub struct Socket(Stream);
+
+type Stream = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// The server answered the upgrade with something else: `error.downcast_ref::<Refused>()`.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,8 @@ pub struct Refused {
     pub status: u16,
     /// The body, as text.
     pub body: String,
+    /// The header `Retry-After`.
+    pub retry_after_s: Option<u64>,
 }
 
 /// The server closed the socket: `error.downcast_ref::<Closed>()`. Without a close frame the code is 1006, as browsers
@@ -54,6 +59,13 @@ impl Socket {
     /// Connects as a phone does: the token is in the `Authorization` header.
     pub async fn connect_with_header(url: &str, token: &str) -> anyhow::Result<Socket> {
         let (socket, _) = upgrade(url, "authorization", &format!("Bearer {token}")).await?;
+        Ok(socket)
+    }
+
+    /// Connects over a stream of the test's making.
+    pub async fn over(stream: TcpStream, url: &str, token: &str) -> anyhow::Result<Socket> {
+        let request = request(url, "authorization", &format!("Bearer {token}"))?;
+        let (socket, _) = upgraded(url, client_async(request, MaybeTlsStream::Plain(stream)).await)?;
         Ok(socket)
     }
 
@@ -128,11 +140,19 @@ impl Socket {
 }
 
 async fn upgrade(url: &str, header: &'static str, value: &str) -> anyhow::Result<(Socket, Option<String>)> {
+    let answer = tokio::time::timeout(CONNECT_LIMIT, connect_async(request(url, header, value)?)).await;
+    upgraded(url, answer.with_context(|| format!("{url} did not answer within {CONNECT_LIMIT:?}"))?)
+}
+
+fn request(url: &str, header: &'static str, value: &str) -> anyhow::Result<Request> {
     let mut request = url.into_client_request().with_context(|| format!("no address: {url}"))?;
     let value = HeaderValue::from_str(value).context("the token does not fit into a header")?;
     request.headers_mut().insert(HeaderName::from_static(header), value);
-    let answer = tokio::time::timeout(CONNECT_LIMIT, connect_async(request)).await;
-    match answer.with_context(|| format!("{url} did not answer within {CONNECT_LIMIT:?}"))? {
+    Ok(request)
+}
+
+fn upgraded(url: &str, answer: Result<(Stream, Response), Error>) -> anyhow::Result<(Socket, Option<String>)> {
+    match answer {
         Ok((socket, response)) => {
             let selected = response.headers().get("sec-websocket-protocol");
             let selected = selected.and_then(|selected| selected.to_str().ok()).map(str::to_owned);
@@ -140,7 +160,10 @@ async fn upgrade(url: &str, header: &'static str, value: &str) -> anyhow::Result
         }
         Err(Error::Http(response)) => {
             let body = response.body().as_deref().unwrap_or_default();
-            bail!(Refused { status: response.status().as_u16(), body: String::from_utf8_lossy(body).into_owned() })
+            let retry_after = response.headers().get("retry-after");
+            let retry_after_s = retry_after.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+            let (status, body) = (response.status().as_u16(), String::from_utf8_lossy(body).into_owned());
+            bail!(Refused { status, body, retry_after_s })
         }
         Err(error) => Err(error).with_context(|| format!("connect to {url}")),
     }

@@ -107,14 +107,20 @@ async fn frames_that_close(base: &str) -> anyhow::Result<()> {
     socket.send(&json!({"type": "unshare", "padding": padding})).await?;
     closed(&mut socket, 1009, "frame_too_large").await?;
 
-    let mut socket = connect(base, 4).await?;
-    for _ in 0..300 {
-        // The server closes in the middle of it.
-        if socket.send(&json!({"type": "location", "lat": 1, "lon": 1})).await.is_err() {
-            break;
+    // Too many reports, and too much of anything else: nonsense, renewals with bad tokens, bytes.
+    let frames = [r#"{"type":"location","lat":1,"lon":1}"#, "{", r#"{"type":"auth","token":"x.y.z"}"#, ""];
+    for (user, frame) in (30..).zip(frames) {
+        let mut socket = connect(base, user).await?;
+        for _ in 0..300 {
+            let sent = if frame.is_empty() { socket.send_binary(vec![0]).await } else { socket.send_text(frame).await };
+            // The server closes in the middle of it.
+            if sent.is_err() {
+                break;
+            }
         }
+        closed(&mut socket, 1008, "rate_limited").await.context(frame)?;
     }
-    closed(&mut socket, 1008, "rate_limited").await
+    Ok(())
 }
 
 async fn closed(socket: &mut Socket, code: u16, reason: &str) -> anyhow::Result<()> {

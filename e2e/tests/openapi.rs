@@ -25,7 +25,7 @@ const READY: Duration = Duration::from_secs(120);
 /// The longest that anything else may take; heartbeats come every 5 s.
 const STEP: Duration = Duration::from_secs(15);
 /// Few enough to fill the gateway, and so slow that filling it meets the bound on arrivals.
-const GATEWAY: &[&str] = &["--connections-max", "15", "--accept-rate-per-s", "5"];
+const GATEWAY: &[&str] = &["--connections-max", "20", "--accept-rate-per-s", "5"];
 
 /// Codes of the file that no request can bring about here, and why.
 const NOT_DRIVEN: &[(&str, &str)] = &[
@@ -172,8 +172,15 @@ fn refusals() -> anyhow::Result<Vec<Refusal>> {
         refusal("PUT", "/v1/users/07/friends", "{}".to_owned(), 400, "bad_id"),
         refusal("POST", "/v1/friend-lists", json!({"lists": {"07": []}}).to_string(), 400, "bad_id"),
         refusal("POST", "/v1/friend-lists", "{}".to_owned(), 400, "missing"),
+        refusal("POST", "/owntracks", r#"{"_type":"location","lat":91,"lon":0}"#.to_owned(), 400, "out_of_range"),
+        refusal("POST", "/owntracks", "{}".to_owned(), 400, "missing"),
         refusal("GET", "/v1/dev/token", String::new(), 400, "bad_id"),
         refusal("GET", "/v1/stream", String::new(), 426, "upgrade_required"),
+        with(&[("host", "evil.example".to_owned())], refusal("GET", "/v1/gateway", String::new(), 421, "wrong_host")),
+        with(
+            &[plain.clone(), ("origin", "https://evil.example".to_owned())],
+            refusal("GET", "/v1/stream", String::new(), 403, "origin_not_allowed"),
+        ),
         with(&handshake, refusal("GET", "/v1/stream", String::new(), 400, "bad_handshake")),
         with(&[plain], refusal("POST", "/v1/friend-lists", String::new(), 403, "missing_scope")),
         with(&[bearer(EXPIRED)], refusal("POST", "/v1/locations", String::new(), 401, "token_expired")),
@@ -181,7 +188,7 @@ fn refusals() -> anyhow::Result<Vec<Refusal>> {
     ];
     let with_token = [("POST", "/v1/locations"), ("DELETE", "/v1/location"), ("PUT", "/v1/users/42/friends")];
     let with_token = with_token.iter().chain(&[("POST", "/v1/friend-lists"), ("GET", "/v1/nearby")]);
-    let with_token = with_token.chain(&[("GET", "/v1/events"), ("GET", "/v1/stream")]);
+    let with_token = with_token.chain(&[("GET", "/v1/events"), ("GET", "/v1/stream"), ("POST", "/owntracks")]);
     let without = |(method, path): &(_, _)| with(&[], refusal(*method, *path, String::new(), 401, "missing_token"));
     refusals.extend(with_token.map(without));
     Ok(refusals)
@@ -194,7 +201,7 @@ async fn refuse(api: &Api, base: &str, refusal: &Refusal, seen: &mut Seen) -> an
     let answer = answer.expect_status(refusal.status)?;
     ensure!(answer.json()?["code"] == refusal.code, "{}", answer.text());
     // Those of routing are the same everywhere: the file says so in its introduction.
-    if !matches!(refusal.code, "not_found" | "method_not_allowed") {
+    if !matches!(refusal.code, "not_found" | "method_not_allowed" | "wrong_host") {
         api.check_answer(&api.operation(refusal.method, refusal.path)?, &answer)?;
     }
     seen.problem(&answer.json()?);
@@ -205,14 +212,15 @@ async fn refuse(api: &Api, base: &str, refusal: &Refusal, seen: &mut Seen) -> an
 async fn fill_the_gateway(api: &Api, base: &str, seen: &mut Seen) -> anyhow::Result<()> {
     let (mut sockets, deadline) = (Vec::new(), Instant::now() + STEP);
     let stream_url = format!("{}/v1/stream", base.replacen("http", "ws", 1));
-    let someone = token(SECRET, 43, "")?;
+    let (someone, another) = (token(SECRET, 43, "")?, token(SECRET, 45, "")?);
     while !seen.codes.contains("gateway_full") {
         ensure!(Instant::now() < deadline, "the gateway is not full with {} sockets", sockets.len());
-        match Socket::connect(&stream_url, &someone).await {
+        let who = if seen.codes.contains("too_many_sockets") { &another } else { &someone };
+        match Socket::connect(&stream_url, who).await {
             Ok(socket) => sockets.push(socket),
             Err(error) => {
                 let refused: Refused = error.downcast()?;
-                ensure!(refused.status == 503, "{refused}");
+                ensure!([429, 503].contains(&refused.status), "{refused}");
                 seen.problem(&serde_json::from_str(&refused.body)?);
             }
         }

@@ -111,6 +111,7 @@ fn a_wrong_setting_is_refused_at_once_with_exit_code_2() {
             refused("ingest", 2, &["--brokers"]),
             refused("simulate", 2, &["--walkers"]),
             // A file that is not there.
+            refused("run --jwks-file /nonexistent", 2, &["--jwks-file /nonexistent"]).with(&[]),
             refused("run --jwt-public-key-file /nonexistent", 2, &["--jwt-public-key-file /nonexistent"]).with(&[]),
             refused("friends load /nonexistent", 2, &["/nonexistent", "No such file"]),
             refused("simulate --checkins /nonexistent", 2, &["/nonexistent", "No such file"]),

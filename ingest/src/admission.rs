@@ -195,6 +195,12 @@ pub fn friend_lists(bytes: &[u8]) -> Result<Vec<(UserId, Vec<UserId>)>, Problem>
     all_or_nothing(accepted, errors)
 }
 
+/// The refusal of a request that is one item, which has these faults.
+pub fn refused(faults: Vec<Fault>) -> Problem {
+    let refused = all_or_nothing((), at(0, faults).collect());
+    refused.err().unwrap_or_else(|| Problem::bad_request("bad_json", "the item is not acceptable"))
+}
+
 /// Scans before anything is parsed, because the parser's own limit is deeper and its stack is not ours.
 fn nested_too_deep(bytes: &[u8]) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);

@@ -2,12 +2,13 @@
 //!
 //! - [`admission`] decides what is let in; pure.
 //! - [`reports`] knows who may report how fast, and appends. The gateways use it too: one user has one rate per process.
-//! - [`gateways`] knows which gateway a client should connect to.
+//! - [`directory`] knows which gateway a client should connect to; pure. [`gateways`] keeps it up to date.
 //!
 //! It keeps no state that the log does not hold, except each user's rate. It binds no listener: [`start`] returns routes,
 //! which the binary serves alone or together with those of a gateway.
 
 pub mod admission;
+pub mod directory;
 mod friend_lists;
 pub mod gateways;
 mod rates;

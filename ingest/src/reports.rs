@@ -111,6 +111,14 @@ impl Reports {
         Ok(self.append(std::iter::once(event), now))
     }
 
+    /// Counts something that is no report, but costs as much: whoever sends only nonsense has a rate, too.
+    ///
+    /// # Errors
+    /// 429 `rate_limited`.
+    pub fn count_other(&self, caller: &Caller) -> Result<(), Problem> {
+        self.shared.rates.take(caller.user, 1).map_err(counted)
+    }
+
     /// Waits for what is under way, at most `limit`. Blocks.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Source, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::auth::{SCOPE_FRIENDS_WRITE, SCOPE_INGEST_ANY, SCOPES_ALL, Tokens};
+use nearby_service::settings::SigningSettings;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use std::time::Duration;
 use support::{Answer, PARTITIONS, World};
@@ -174,7 +175,9 @@ async fn refused_friend_lists() {
 #[tokio::test]
 async fn tokens_come_before_scopes_and_bodies() {
     let world = World::start(false).await;
-    let foreign = Tokens::ephemeral().sign(UserId(1), SCOPES_ALL, TimestampMs::now().plus_ms(60_000)).expect("signs");
+    let foreign = Tokens::ephemeral(&SigningSettings::default())
+        .sign(UserId(1), SCOPES_ALL, TimestampMs::now().plus_ms(60_000))
+        .expect("signs");
     let foreign = format!("Bearer {foreign}");
     let no_scope = world.bearer(1, "read:something");
     let huge = "x".repeat(1024 * 1024 + 1);
@@ -304,6 +307,7 @@ async fn the_gateway_follows_the_topic() {
             capacity: 1_000_000,
             draining,
             started_at: TimestampMs::now(),
+            accept_rate_per_s: 0,
         })
     };
     let g1 = r#"200 {"gateway":"g1","http_url":"http://g1","url":"ws://g1/v1/stream"}"#;

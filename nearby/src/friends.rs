@@ -8,7 +8,7 @@ use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{ClientSettings, KafkaSettings, RegistrySettings, TopicSettings};
+use nearby_service::settings::{ClientSettings, KafkaSettings, RegistrySettings, SigningSettings, TopicSettings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -39,9 +39,8 @@ pub struct LoadSettings {
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
-    /// Secret to sign the API's token with; without it the token comes from GET /v1/dev/token
-    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
-    jwt_secret: Option<String>,
+    #[command(flatten)]
+    signing: SigningSettings,
 }
 
 /// Loads.
@@ -61,7 +60,7 @@ pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
             write(&kafka, &lists).await?;
         }
         None => {
-            let token_source = TokenSource::new(settings.jwt_secret.as_deref())?;
+            let token_source = TokenSource::new(&settings.signing)?;
             Api::new(&settings.url, token_source)?.replace_friend_lists(&lists).await?;
         }
     }

@@ -16,11 +16,11 @@ use nearby_schemas::codecs::RecordType;
 use nearby_schemas::topics::PARTITIONS_DEFAULT;
 use nearby_service::auth::Tokens;
 use nearby_service::health::Readiness;
-use nearby_service::http::operations;
+use nearby_service::http::{Door, operations};
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::{
-    AuthSettings, ClientSettings, EdgeSettings, KafkaSettings, RegistrySettings, RuleSettings, TopicSettings,
-    public_url,
+    AccessSettings, AuthSettings, ClientSettings, EdgeSettings, KafkaSettings, RegistrySettings, RuleSettings,
+    TopicSettings, public_url,
 };
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::{Database, SinkSettings};
@@ -73,6 +73,8 @@ pub struct RunSettings {
     #[command(flatten)]
     edge: EdgeSettings,
     #[command(flatten)]
+    access: AccessSettings,
+    #[command(flatten)]
     rules: RuleSettings,
     #[command(flatten)]
     gateway: PusherSettings,
@@ -106,9 +108,9 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let started_at = Instant::now();
     wiring::check_dev_tokens(&settings.auth, settings.listen)?;
     let tokens = tokens(&settings.auth)?;
-    public_url(settings.listen, settings.advertise_url.as_deref()).map_err(BadSetting)?;
+    let door = door(&settings)?;
     let listener = wiring::listen(settings.listen).await?;
-    let address = listener.local_addr().context("the listener's address")?;
+    let (address, scheme) = (listener.local_addr().context("the listener's address")?, door.scheme());
     let given_database = match &settings.database_url {
         Some(url) => Some((url.clone(), wiring::connect_database(url).await?)),
         None => None,
@@ -123,7 +125,8 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     // The database takes the longest to start, so the services start beside it.
     readiness.not_ready("database", "starting");
     let starting = async {
-        tokio::try_join!(database(given_database), start(&settings, listener, &kafka, &tokens, &readiness, &stop))
+        let starting = start(&settings, listener, door, &kafka, &tokens, &readiness, &stop);
+        tokio::try_join!(database(given_database), starting)
     };
     let Some(started) = stop.run_until_cancelled(starting).await else {
         // Stopped while starting: the keeper of an embedded database sees that we are gone.
@@ -142,7 +145,7 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let mut walkers = None;
     let going = async {
         if wiring::ready(&readiness, &stop).await {
-            println!("ready http://{address}");
+            println!("ready {scheme}://{address}");
             tracing::info!(after_ms = started_at.elapsed().as_millis(), "ready");
             if settings.walkers > 0 {
                 walkers = Some(start_walkers(&settings, address, tokens, &stop));
@@ -171,6 +174,17 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
     failed.unwrap_or(Ok(()))
 }
 
+/// Who may come in, once the address that clients are told is found to be one.
+fn door(settings: &RunSettings) -> anyhow::Result<Door> {
+    let advertised = settings.advertise_url.as_deref();
+    let door = wiring::door(settings.listen, advertised, &settings.access, &settings.edge)?;
+    public_url(settings.listen, advertised, door.scheme()).map_err(BadSetting)?;
+    if settings.walkers > 0 && door.scheme() == "https" {
+        return Err(BadSetting("--walkers speak plain HTTP: not with --tls-cert".to_owned()).into());
+    }
+    Ok(door)
+}
+
 /// Connects to the given database or starts the embedded one, and brings its schema up to date.
 async fn database(given: Option<(String, Database)>) -> anyhow::Result<DatabasePart> {
     let part = match given {
@@ -196,6 +210,7 @@ async fn lost(embedded: &mut Option<EmbeddedDatabase>) -> anyhow::Error {
 async fn start(
     settings: &RunSettings,
     listener: TcpListener,
+    door: Door,
     kafka: &KafkaPart,
     tokens: &Tokens,
     readiness: &Readiness,
@@ -224,8 +239,8 @@ async fn start(
         embedded.create_topics(&[kafka.access.topics.friend_moved_spec(&gateway)])?;
     }
     let public_url = match &settings.advertise_url {
-        Some(url) => public_url(address, Some(url)).map_err(BadSetting)?,
-        None => format!("http://{address}"),
+        Some(url) => public_url(address, Some(url), door.scheme()).map_err(BadSetting)?,
+        None => format!("{}://{address}", door.scheme()),
     };
     let context = PusherContext {
         kafka: kafka.access.clone(),
@@ -241,8 +256,7 @@ async fn start(
     let pusher = Pusher::start(&settings.gateway, context).await?;
     let routes = ingest.routes.clone().or(pusher.routes.clone()).unify();
     let routes = routes.or(operations(readiness.clone())).unify().or(page::routes()).unify().boxed();
-    let (stream, origins) = (Some(pusher.stream.clone()), settings.edge.allowed_origins.clone());
-    let served = wiring::serve_in_background(listener, routes, stream, origins, stop);
+    let served = wiring::serve_in_background(listener, routes, Some(pusher.stream.clone()), door, stop);
     let supervised = stop.clone();
     let processor = tokio::spawn(async move { supervise_processor(processor, &supervised).await });
     Ok(Services { ingest, processor, pusher, served })
@@ -298,7 +312,7 @@ fn tokens(settings: &AuthSettings) -> anyhow::Result<Tokens> {
     tracing::warn!(
         "NEARBY_JWT_SECRET is not set: tokens are signed with a secret of this run only, so `nearby token` cannot make any"
     );
-    Ok(Tokens::ephemeral())
+    Ok(Tokens::ephemeral(&settings.signing))
 }
 
 fn start_walkers(settings: &RunSettings, address: SocketAddr, tokens: Tokens, stop: &Stop) -> JoinHandle<()> {

@@ -8,9 +8,9 @@ use nearby_processor::{Processor, ProcessorSettings};
 use nearby_pusher::{Pusher, PusherContext, PusherSettings, Rules};
 use nearby_schemas::codecs::RecordType;
 use nearby_service::health::Readiness;
-use nearby_service::http::{Routes, StreamHandler, operations};
+use nearby_service::http::{Door, Routes, StreamHandler, operations};
 use nearby_service::kafka::Kafka;
-use nearby_service::settings::{AuthSettings, EdgeSettings, KafkaSettings, RuleSettings, public_url};
+use nearby_service::settings::{AccessSettings, AuthSettings, EdgeSettings, KafkaSettings, RuleSettings, public_url};
 use nearby_service::{Stop, stop_on_signals};
 use nearby_sink::SinkSettings;
 use std::net::SocketAddr;
@@ -21,6 +21,8 @@ use warp::Filter;
 
 /// A stopping processor serves on for at most so long, until others have taken over.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
+/// Connections of those who only watch over a service.
+const OPERATIONS_CONNECTIONS_MAX: usize = 1_000;
 const LAST_REPORTS_LIMIT: Duration = Duration::from_secs(5);
 
 /// Settings of `nearby ingest`.
@@ -35,6 +37,8 @@ pub struct IngestCommand {
     auth: AuthSettings,
     #[command(flatten)]
     edge: EdgeSettings,
+    #[command(flatten)]
+    access: AccessSettings,
     #[command(flatten)]
     rules: RuleSettings,
 }
@@ -69,6 +73,8 @@ pub struct PusherCommand {
     auth: AuthSettings,
     #[command(flatten)]
     edge: EdgeSettings,
+    #[command(flatten)]
+    access: AccessSettings,
     #[command(flatten)]
     rules: RuleSettings,
     #[command(flatten)]
@@ -122,24 +128,25 @@ impl Base {
         self,
         routes: Routes,
         stream: Option<StreamHandler>,
-        allowed_origins: Vec<String>,
+        door: Door,
     ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
         let address = self.listener.local_addr().context("the listener's address")?;
-        let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
+        let (readiness, stop, scheme) = (self.readiness.clone(), self.stop.clone(), door.scheme());
         tracing::info!("listening on {address}");
         tokio::spawn(async move {
             if wiring::ready(&readiness, &stop).await {
-                println!("ready http://{address}");
+                println!("ready {scheme}://{address}");
             }
         });
         let routes = routes.or(operations(self.readiness)).unify().boxed();
-        Ok(wiring::serve_in_background(self.listener, routes, stream, allowed_origins, &self.stop))
+        Ok(wiring::serve_in_background(self.listener, routes, stream, door, &self.stop))
     }
 }
 
 /// `nearby ingest`.
 pub async fn ingest(command: IngestCommand) -> anyhow::Result<()> {
     wiring::check_dev_tokens(&command.auth, command.listen)?;
+    let door = wiring::door(command.listen, None, &command.access, &command.edge)?;
     let tokens = required_tokens(&command.auth)?;
     let base =
         Base::check(command.listen, &command.kafka, &[RecordType::LocationEvent, RecordType::FriendList]).await?;
@@ -153,7 +160,7 @@ pub async fn ingest(command: IngestCommand) -> anyhow::Result<()> {
         readiness: base.readiness.clone(),
         stop: stop.clone(),
     })?;
-    let served = base.serve(ingest.routes, None, command.edge.allowed_origins)?;
+    let served = base.serve(ingest.routes, None, door)?;
     served.await.context("serving HTTP")?;
     flush_reports(&ingest.reports);
     Ok(())
@@ -169,14 +176,17 @@ pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
     };
     let settings = ProcessorSettings { rules: command.rules, handover_max: HANDOVER_MAX, engine_threads };
     let processor = start_processor(settings, kafka, readiness, stop.clone()).await?;
-    let served = base.serve(warp::any().and_then(nothing_here).boxed(), None, Vec::new())?;
+    let served =
+        base.serve(warp::any().and_then(nothing_here).boxed(), None, Door::unguarded(OPERATIONS_CONNECTIONS_MAX))?;
     supervise_processor(processor, &stop).await?;
     served.await.context("serving HTTP")
 }
 
 /// `nearby pusher`.
 pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
-    let public_url = public_url(command.listen, command.advertise_url.as_deref()).map_err(BadSetting)?;
+    let advertised = command.advertise_url.as_deref();
+    let door = wiring::door(command.listen, advertised, &command.access, &command.edge)?;
+    let public_url = public_url(command.listen, advertised, door.scheme()).map_err(BadSetting)?;
     let tokens = required_tokens(&command.auth)?;
     let base = Base::check(
         command.listen,
@@ -187,7 +197,7 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
     // With port 0 the system has chosen one.
     let public_url = match command.advertise_url {
         Some(_) => public_url,
-        None => format!("http://{}", base.listener.local_addr().context("the listener's address")?),
+        None => format!("{}://{}", door.scheme(), base.listener.local_addr().context("the listener's address")?),
     };
     let reports = Reports::new(&base.kafka, &command.edge)?;
     let context = PusherContext {
@@ -202,7 +212,7 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
     };
     let stop = base.stop.clone();
     let pusher = Pusher::start(&command.gateway, context).await?;
-    let served = base.serve(pusher.routes.clone(), Some(pusher.stream.clone()), command.edge.allowed_origins)?;
+    let served = base.serve(pusher.routes.clone(), Some(pusher.stream.clone()), door)?;
     stop.cancelled().await;
     pusher.end().await;
     served.await.context("serving HTTP")?;
@@ -216,7 +226,8 @@ pub async fn sink(command: SinkCommand) -> anyhow::Result<()> {
     let database = wiring::connect_database(&command.database_url).await?;
     database.migrate().await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());
-    let served = base.serve(warp::any().and_then(nothing_here).boxed(), None, Vec::new())?;
+    let served =
+        base.serve(warp::any().and_then(nothing_here).boxed(), None, Door::unguarded(OPERATIONS_CONNECTIONS_MAX))?;
     let ended = nearby_sink::run(command.sink, kafka, database, readiness, stop.clone()).await;
     stop.cancel();
     served.await.context("serving HTTP")?;

@@ -3,6 +3,7 @@
 use crate::BadSetting;
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::Tokens;
+use nearby_service::settings::SigningSettings;
 
 /// Settings of `nearby token`.
 #[derive(clap::Args)]
@@ -16,18 +17,15 @@ pub struct TokenSettings {
     /// How long it is valid, in seconds
     #[arg(long, env = "NEARBY_TOKEN_VALID_S", default_value_t = 86_400, value_parser = clap::value_parser!(i64).range(1..=315_360_000))]
     valid_s: i64,
-    /// Secret to sign with
-    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
-    jwt_secret: Option<String>,
+    #[command(flatten)]
+    signing: SigningSettings,
 }
 
 /// Prints the token.
 pub fn token(settings: &TokenSettings) -> anyhow::Result<()> {
-    let secret = settings.jwt_secret.as_deref().unwrap_or_default();
-    if secret.is_empty() {
-        return Err(BadSetting("set NEARBY_JWT_SECRET to the secret that the services verify with".to_owned()).into());
-    }
-    let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
+    let tokens = Tokens::from_signing(&settings.signing).map_err(|error| BadSetting(error.to_string()))?;
+    let missing = || BadSetting("set NEARBY_JWT_SECRET to the secret that the services verify with".to_owned());
+    let tokens = tokens.ok_or_else(missing)?;
     let expires_at = TimestampMs::now().plus_ms(settings.valid_s.saturating_mul(1000));
     println!("{}", tokens.sign(settings.user, &settings.scope.join(" "), expires_at)?);
     Ok(())

@@ -6,23 +6,36 @@ use nearby_schemas::codecs::RecordType;
 use nearby_service::Stop;
 use nearby_service::auth::{KeyError, Tokens};
 use nearby_service::health::Readiness;
-use nearby_service::http::{Routes, StreamHandler, serve};
+use nearby_service::http::{Door, Routes, StreamHandler, serve};
 use nearby_service::kafka::Kafka;
 use nearby_service::registry::{self, RegistryError};
-use nearby_service::settings::{AuthSettings, RegistrySettings};
+use nearby_service::settings::{AccessSettings, AuthSettings, EdgeSettings, RegistrySettings};
 use nearby_sink::{Database, SinkError};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 
 /// How often the start looks whether everything is ready.
 const READY_POLL: Duration = Duration::from_millis(20);
 
+/// What the system keeps for a client that does not read; Linux takes twice as much. By default it would be 4 MiB.
+const SEND_BUFFER_BYTES: u32 = 32 * 1024;
+/// Connections that wait to be accepted: clients of a gateway that has ended come all at once. The system may allow less.
+const BACKLOG: u32 = 4_096;
+
 /// Takes the port, so that a busy one is found before anything is started.
 pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    listener.map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
+    bind(address).map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
+}
+
+/// Its connections have the listener's buffers.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// The key for tokens; `None` when the settings name none.
@@ -82,15 +95,25 @@ pub async fn connect_database(url: &str) -> anyhow::Result<Database> {
     }
 }
 
+/// Who may come in to a listener that clients use.
+pub fn door(
+    listen: SocketAddr,
+    advertise_url: Option<&str>,
+    access: &AccessSettings,
+    edge: &EdgeSettings,
+) -> anyhow::Result<Door> {
+    Ok(Door::new(listen, advertise_url, access, &edge.allowed_origins).map_err(BadSetting)?)
+}
+
 /// Serves routes in the background.
 pub fn serve_in_background(
     listener: TcpListener,
     routes: Routes,
     stream: Option<StreamHandler>,
-    allowed_origins: Vec<String>,
+    door: Door,
     stop: &Stop,
 ) -> JoinHandle<()> {
-    tokio::spawn(serve(listener, routes, stream, allowed_origins, stop.clone()))
+    tokio::spawn(serve(listener, routes, stream, door, stop.clone()))
 }
 
 /// Waits until every part is ready; false if the stop came first.

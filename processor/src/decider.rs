@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Sessions of gateways that were lost for so long are ended for good.
 const SESSION_OF_LOST_GATEWAY_MAX_MS: i64 = 86_400_000;
+/// Reports that waited in the log for longer were not waiting for us to be quick.
+const BEHIND_MS: i64 = 1_000;
 /// Reports whose users are brought into the cache together; measured in the engine's benches.
 const PREFETCHED_AT_ONCE: usize = 16;
 /// The wall clock may step back by so much. After a greater step everything that the engine expired meanwhile would stay
@@ -81,6 +83,8 @@ pub struct Decider {
     snapshots_wait: bool,
     /// The group has said at least once what is ours, be it nothing.
     assigned: bool,
+    /// The latest reports were in the log for long before they came here.
+    is_behind: bool,
     latest_now: TimestampMs,
     notices: Vec<Notice>,
     closed: Vec<Batch>,
@@ -94,7 +98,7 @@ impl Decider {
             engine,
             ownership: Ownership::default(),
             epochs: BTreeMap::new(),
-            packing: Packing::new(codec),
+            packing: Packing::new(&codec),
             unrestored: (0..partitions).collect(),
             older_unread: false,
             gateways_unknown: true,
@@ -102,6 +106,7 @@ impl Decider {
             read_since: BTreeMap::new(),
             snapshots_wait: false,
             assigned: false,
+            is_behind: false,
             latest_now: now,
             notices: Vec::new(),
             closed: Vec::new(),
@@ -120,6 +125,7 @@ impl Decider {
         let (engine, out) = (&mut self.engine, &mut self.notices);
         match wake {
             Wake::Reports(reports) => {
+                self.is_behind = reports.appended_at.is_some_and(|appended_at| now.since_ms(appended_at) > BEHIND_MS);
                 for reports in reports.reports.chunks(PREFETCHED_AT_ONCE) {
                     engine.prefetch(reports.iter().map(|report| report.user));
                     for report in reports {
@@ -183,7 +189,7 @@ impl Decider {
         self.engine.tick(now, &mut self.notices);
         let steps = self.ownership.tick(millis(clock));
         self.take(steps, now, clock, actions);
-        self.packing.set_gateways_alive(self.engine.counts().gateways_alive);
+        self.packing.set_interval(self.engine.counts().gateways_alive, self.is_behind);
     }
 
     /// Goes on with what earlier wakes have left to do; says whether there is more. To be called after each group of wakes,

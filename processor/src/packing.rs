@@ -1,8 +1,10 @@
-//! Notices on their way to the gateways: packed per gateway, cut by size and by time. Pure: no I/O, no clock.
+//! Notices on their way to the gateways: packed per gateway, cut by size and, all of them together, by time. Pure: no I/O,
+//! no clock.
 
 use crate::batch_interval::batch_interval;
 use nearby_engine::{GatewayIndex, Notice};
-use nearby_schemas::batch::{BATCH_BYTES_MAX, BatchEncoder, FriendMovedBatch, ViewerDistance};
+use nearby_schemas::batch::{BATCH_BYTES_MAX, FriendMovedBatch, ViewerDistance};
+use nearby_schemas::batch_encoder::{BatchEncoder, HEADS_MAX, Notes, SectionIndex};
 use nearby_schemas::codec::{Codec, DecodeError};
 use nearby_schemas::{Epoch, TimestampMs, UserId};
 use std::collections::BTreeMap;
@@ -19,28 +21,25 @@ pub struct Batch {
 
 /// Batches that are being filled. Times are of a clock that only goes forward.
 pub(crate) struct Packing {
-    codec: Codec<FriendMovedBatch>,
-    /// By index of the gateway.
-    open: Vec<OpenBatch>,
-    interval: Duration,
-    /// Of the served partitions, by number.
-    epochs: Vec<Option<Epoch>>,
-}
-
-struct OpenBatch {
     encoder: BatchEncoder,
-    /// When the first notice came in.
+    /// By index of the gateway.
+    open: Vec<Notes>,
+    /// When the first of the notices came in that wait.
     since: Option<Duration>,
+    interval: Duration,
+    /// Of the served partitions: those that the encoder has.
+    epochs: BTreeMap<i32, Epoch>,
 }
 
 impl Packing {
-    pub fn new(codec: Codec<FriendMovedBatch>) -> Packing {
-        Packing { codec, open: Vec::new(), interval: batch_interval(0), epochs: Vec::new() }
+    pub fn new(codec: &Codec<FriendMovedBatch>) -> Packing {
+        let (encoder, open, epochs) = (BatchEncoder::new(codec), Vec::new(), BTreeMap::new());
+        Packing { encoder, open, since: None, interval: batch_interval(0, false), epochs }
     }
 
-    /// The flush interval follows the number of gateways.
-    pub fn set_gateways_alive(&mut self, gateways_alive: usize) {
-        self.interval = batch_interval(gateways_alive);
+    /// The flush interval follows the number of gateways, and whether there is more to do than can be done.
+    pub fn set_interval(&mut self, gateways_alive: usize, is_behind: bool) {
+        self.interval = batch_interval(gateways_alive, is_behind);
     }
 
     /// Packs the notices, each under the epoch of its viewer's partition, and empties the list. What is full is closed.
@@ -52,12 +51,10 @@ impl Packing {
         clock: Duration,
         closed: &mut Vec<Batch>,
     ) {
-        // A look into an array for each notice instead of one into a tree.
-        self.epochs.clear();
-        for (partition, epoch) in epochs {
-            let place = usize::try_from(*partition).expect("Kafka counts partitions from 0");
-            self.epochs.resize(self.epochs.len().max(place + 1), None);
-            self.epochs[place] = Some(*epoch);
+        if *epochs != self.epochs {
+            self.close_all(now, closed);
+            self.encoder.set_epochs(epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
+            self.epochs.clone_from(epochs);
         }
         for notice in notices.drain(..) {
             let to = match &notice {
@@ -66,54 +63,49 @@ impl Packing {
                 | Notice::ViewerMoved { to, .. }
                 | Notice::Snapshot { to, .. } => *to,
             };
-            let epoch = usize::try_from(to.partition).ok().and_then(|place| *self.epochs.get(place)?);
-            let Some(epoch) = epoch else {
+            let Some(section) = self.encoder.section(to.partition) else {
                 // The engine speaks only for served partitions, and serving starts with an epoch.
                 tracing::error!(partition = to.partition, "a notice for a partition that is not served");
                 continue;
             };
-            let index = to.gateway.0 as usize;
-            while self.open.len() <= index {
-                self.open.push(OpenBatch { encoder: BatchEncoder::new(&self.codec), since: None });
+            self.since.get_or_insert(clock);
+            if self.encoder.heads() >= HEADS_MAX {
+                self.close_all(now, closed);
+                self.since = Some(clock);
             }
-            let batch = &mut self.open[index];
-            batch.since.get_or_insert(clock);
-            write(&mut batch.encoder, (to.partition, epoch), to.viewer, notice);
-            if batch.encoder.bytes() >= BATCH_BYTES_MAX {
-                closed.push(batch.close(to.gateway, now));
+            let index = to.gateway.0 as usize;
+            if self.open.len() <= index {
+                self.open.resize_with(index + 1, Notes::default);
+            }
+            let notes = &mut self.open[index];
+            write(&mut self.encoder, notes, section, to.viewer, notice);
+            if notes.bytes() >= BATCH_BYTES_MAX {
+                closed.push(Batch { gateway: to.gateway, bytes: self.encoder.finish(notes, now) });
             }
         }
     }
 
-    /// Closes the batches whose time has come.
+    /// Closes the batches if their time has come: of all gateways at once.
     pub fn close_due(&mut self, now: TimestampMs, clock: Duration, closed: &mut Vec<Batch>) {
-        let interval = self.interval;
-        self.close_where(now, closed, |since| clock.saturating_sub(since) >= interval);
+        if self.since.is_some_and(|since| clock.saturating_sub(since) >= self.interval) {
+            self.close_all(now, closed);
+        }
     }
 
     /// Closes every batch.
     pub fn close_all(&mut self, now: TimestampMs, closed: &mut Vec<Batch>) {
-        self.close_where(now, closed, |_| true);
-    }
-
-    /// When the next batch is due.
-    pub fn next_due(&self) -> Option<Duration> {
-        self.open.iter().filter_map(|batch| batch.since).min().map(|since| since + self.interval)
-    }
-
-    fn close_where(&mut self, now: TimestampMs, closed: &mut Vec<Batch>, which: impl Fn(Duration) -> bool) {
-        for (gateway, batch) in (0..).map(GatewayIndex).zip(&mut self.open) {
-            if batch.since.is_some_and(&which) {
-                closed.push(batch.close(gateway, now));
+        for (gateway, notes) in (0..).map(GatewayIndex).zip(&mut self.open) {
+            if !notes.is_empty() {
+                closed.push(Batch { gateway, bytes: self.encoder.finish(notes, now) });
             }
         }
-    }
-}
-
-impl OpenBatch {
-    fn close(&mut self, gateway: GatewayIndex, now: TimestampMs) -> Batch {
+        self.encoder.forget();
         self.since = None;
-        Batch { gateway, bytes: self.encoder.finish(now) }
+    }
+
+    /// When the next batches are due.
+    pub fn next_due(&self) -> Option<Duration> {
+        self.since.map(|since| since + self.interval)
     }
 }
 
@@ -125,14 +117,14 @@ pub fn viewers_of(codec: &Codec<FriendMovedBatch>, bytes: &[u8]) -> Result<Vec<U
     Ok(codec.decode(bytes)?.viewers().map(|(_, viewer)| viewer).collect())
 }
 
-fn write(encoder: &mut BatchEncoder, section: (i32, Epoch), viewer: UserId, notice: Notice) {
+fn write(encoder: &mut BatchEncoder, notes: &mut Notes, section: SectionIndex, viewer: UserId, notice: Notice) {
     match notice {
         Notice::FriendMoved { friend, place, updated_at, distance_dm, .. } => {
-            encoder.friend_moved(section, (friend, place, updated_at), ViewerDistance { viewer, distance_dm });
+            encoder.friend_moved(notes, section, (friend, place, updated_at), ViewerDistance { viewer, distance_dm });
         }
-        Notice::FriendLeft { friend, reason, .. } => encoder.friend_left(section, (friend, reason), viewer),
-        Notice::ViewerMoved { place, .. } => encoder.viewer_moved(section, viewer, place),
-        Notice::Snapshot { snapshot, .. } => encoder.viewer_snapshot(section, &snapshot),
+        Notice::FriendLeft { friend, reason, .. } => encoder.friend_left(notes, section, (friend, reason), viewer),
+        Notice::ViewerMoved { place, .. } => encoder.viewer_moved(notes, section, viewer, place),
+        Notice::Snapshot { snapshot, .. } => encoder.viewer_snapshot(notes, section, &snapshot),
     }
 }
 
@@ -165,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_batch_waits_for_its_interval_from_the_first_notice_on() {
-        let mut packing = Packing::new(Codec::new());
+        let mut packing = Packing::new(&Codec::new());
         assert_eq!(packing.next_due(), None);
         assert!(pack(&mut packing, vec![moved(1, 0, 5)], 100).is_empty());
         assert!(pack(&mut packing, vec![moved(1, 1, 6), moved(0, 1, 7)], 103).is_empty());
@@ -173,20 +165,22 @@ mod tests {
         assert!(due(&mut packing, 104).is_empty());
         let closed = due(&mut packing, 105);
         let codec = Codec::<FriendMovedBatch>::new();
-        let batch = codec.decode(&closed[0].bytes).expect("ours");
+        let batch = codec.decode(&closed[1].bytes).expect("ours");
         let sections: Vec<(i32, i64)> = batch.sections.iter().map(|part| (part.partition, part.epoch.0)).collect();
-        assert_eq!((closed.len(), closed[0].gateway, sections), (1, GatewayIndex(1), vec![(0, 10), (1, 11)]));
-        assert_eq!(viewers_of(&codec, &closed[0].bytes).expect("ours"), [UserId(5), UserId(6)]);
-        assert_eq!(packing.next_due(), Some(Duration::from_millis(108)), "the other gateway's");
-        assert_eq!(due(&mut packing, 200)[0].gateway, GatewayIndex(0));
+        assert_eq!((closed.len(), closed[1].gateway, sections), (2, GatewayIndex(1), vec![(0, 10), (1, 11)]));
+        assert_eq!(viewers_of(&codec, &closed[1].bytes).expect("ours"), [UserId(5), UserId(6)]);
+        assert_eq!(viewers_of(&codec, &closed[0].bytes).expect("ours"), [UserId(7)], "the other gateway's, with it");
         assert_eq!(packing.next_due(), None);
     }
 
     #[test]
     fn a_full_batch_is_closed_at_once_and_the_rest_at_the_end() {
-        let mut packing = Packing::new(Codec::new());
+        let mut packing = Packing::new(&Codec::new());
         let closed = pack(&mut packing, (0..100_000).map(|viewer| moved(0, 0, viewer)).collect(), 0);
-        assert!(!closed.is_empty() && closed.iter().all(|batch| batch.bytes.len() < BATCH_BYTES_MAX + 100));
+        assert!(
+            !closed.is_empty()
+                && closed.iter().all(|batch| (BATCH_BYTES_MAX / 2..BATCH_BYTES_MAX + 100).contains(&batch.bytes.len()))
+        );
         let mut rest = Vec::new();
         packing.close_all(NOW, &mut rest);
         let codec = Codec::new();
@@ -195,8 +189,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_told_under_an_epoch_keeps_it() {
+        let (codec, mut packing) = (Codec::<FriendMovedBatch>::new(), Packing::new(&Codec::new()));
+        assert!(pack(&mut packing, vec![moved(0, 0, 5)], 0).is_empty());
+        let (epochs, mut closed) = (BTreeMap::from([(0, Epoch(12))]), Vec::new());
+        packing.pack(&epochs, &mut vec![moved(0, 0, 6)], NOW, Duration::ZERO, &mut closed);
+        packing.close_all(NOW, &mut closed);
+        let told = closed.iter().flat_map(|batch| codec.decode(&batch.bytes).expect("ours").sections);
+        assert!(told.map(|section| section.epoch.0).eq([10, 12]));
+    }
+
+    #[test]
+    fn heads_are_bounded() {
+        let mut packing = Packing::new(&Codec::new());
+        let notices = (0..).map(|gateway| moved(gateway % 1_000, 0, 5)).take(HEADS_MAX + 1).collect();
+        assert_eq!(pack(&mut packing, notices, 3).len(), 1_000, "closed, though neither full nor due");
+        assert_eq!(packing.next_due(), Some(Duration::from_millis(8)), "there is one left");
+        assert_eq!(packing.encoder.heads(), 1);
+    }
+
+    #[test]
     fn nothing_is_said_for_a_partition_without_an_epoch() {
-        let mut packing = Packing::new(Codec::new());
+        let mut packing = Packing::new(&Codec::new());
         pack(&mut packing, vec![moved(0, 2, 5)], 0);
         assert_eq!(packing.next_due(), None);
     }

@@ -8,8 +8,8 @@ use rand::RngExt;
 use serde::Serialize;
 use serde_json::Value;
 
-/// Clients of a draining gateway come back spread over this time.
-const RECONNECT_WITHIN_MS: u64 = 500;
+/// A client of a draining gateway comes back within this time of its farewell; farewells are spread by themselves.
+const RECONNECT_WITHIN_MS: u64 = 250;
 /// Version of the client protocol.
 pub const PROTOCOL: u32 = 1;
 
@@ -109,7 +109,7 @@ pub fn error(code: &str, detail: &str, reference: Option<&Value>) -> String {
     Frame::Error { code, detail, reference }.text()
 }
 
-/// When a client of a draining gateway is to come back: all of them, spread over a little time.
+/// When a client of a draining gateway is to come back.
 pub fn reconnect_after_ms() -> u64 {
     rand::rng().random_range(0..RECONNECT_WITHIN_MS)
 }

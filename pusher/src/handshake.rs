@@ -1,6 +1,7 @@
 //! Whether a request may become a WebSocket: token first, then the handshake, then whether there is room.
 
 use crate::gateway::Gateway;
+use crate::hub::Connection;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use nearby_service::auth::Caller;
 use nearby_service::problem::Problem;
@@ -14,6 +15,8 @@ const BEARER_PREFIX: &str = "bearer.";
 pub struct Accepted {
     /// Whose socket it is.
     pub caller: Caller,
+    /// Its place in the gateway, held from before the answer, so that a crowd of handshakes keeps the limits.
+    pub connection: Connection,
     /// 101.
     pub response: Response,
 }
@@ -21,7 +24,7 @@ pub struct Accepted {
 /// Checks one request.
 ///
 /// # Errors
-/// 401 without a good token, 426 and 400 for what is no handshake, 503 when there is no room.
+/// 401 without a good token, 426 and 400 for what is no handshake, 503 or 429 when there is no room.
 pub fn check<B>(gateway: &Gateway, request: &http::Request<B>) -> Result<Accepted, Problem> {
     let headers = request.headers();
     let offered = offered_subprotocols(headers);
@@ -45,7 +48,7 @@ pub fn check<B>(gateway: &Gateway, request: &http::Request<B>) -> Result<Accepte
     if key.len() != 24 {
         return Err(Problem::bad_request("bad_handshake", "Sec-WebSocket-Key has to be 16 bytes in base64"));
     }
-    gateway.has_room()?;
+    let connection = gateway.admit(caller.user)?;
     let mut response = Response::default();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let answer = response.headers_mut();
@@ -57,7 +60,7 @@ pub fn check<B>(gateway: &Gateway, request: &http::Request<B>) -> Result<Accepte
     if offered.contains(&SUBPROTOCOL) {
         answer.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
-    Ok(Accepted { caller, response })
+    Ok(Accepted { caller, connection, response })
 }
 
 fn offered_subprotocols(headers: &HeaderMap) -> Vec<&str> {

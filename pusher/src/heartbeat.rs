@@ -8,8 +8,14 @@ use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior};
 
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Earlier, but not more often than this, when the number of clients has changed by [`EARLY_CLIENTS_MIN`] and by a part of
+/// [`EARLY_SHARE`]: those who send clients here do not know of each other but by heartbeats.
+const EARLY_INTERVAL: Duration = Duration::from_millis(500);
+const EARLY_CLIENTS_MIN: usize = 50;
+const EARLY_SHARE: usize = 50;
 /// How long the end waits for the broker to know that the gateway drains.
 const DRAINING_LIMIT: Duration = Duration::from_millis(500);
 
@@ -46,15 +52,23 @@ impl Heartbeat {
         readiness.not_ready("pusher", "no heartbeat acknowledged yet");
         let beating = heartbeat.clone();
         tokio::spawn(async move {
-            let mut interval = tokio::time::interval(INTERVAL);
+            let mut interval = tokio::time::interval(EARLY_INTERVAL);
+            interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let draining = beating.gateway.draining.clone();
+            let mut last: Option<(Instant, usize)> = None;
             while draining.run_until_cancelled(interval.tick()).await.is_some() {
+                let clients = beating.gateway.hub.sockets();
+                metrics::gauge!("nearby_pusher_connections").set(u32::try_from(clients).unwrap_or(u32::MAX));
+                let due = last
+                    .is_none_or(|(at, said)| at.elapsed() + EARLY_INTERVAL / 2 >= INTERVAL || is_news(said, clients));
+                if !due {
+                    continue;
+                }
+                last = Some((Instant::now(), clients));
                 match beating.beat().await {
                     Ok(()) => readiness.ready("pusher"),
                     Err(error) => readiness.not_ready("pusher", format!("heartbeat: {error}")),
                 }
-                let clients = u32::try_from(beating.gateway.hub.sockets()).unwrap_or(u32::MAX);
-                metrics::gauge!("nearby_pusher_connections").set(clients);
             }
         });
         heartbeat
@@ -86,6 +100,7 @@ impl Heartbeat {
             capacity: bounded(self.gateway.settings.capacity),
             draining: self.gateway.draining.is_cancelled(),
             started_at: self.started_at,
+            accept_rate_per_s: bounded(self.gateway.settings.accept_rate_per_s as usize),
         };
         self.append(Some(self.codec.encode(&beat)))
     }
@@ -98,5 +113,23 @@ impl Heartbeat {
             value,
             headers: None,
         })
+    }
+}
+
+/// Whether so many clients are worth a heartbeat before its time.
+fn is_news(said: usize, clients: usize) -> bool {
+    let change = said.abs_diff(clients);
+    change >= EARLY_CLIENTS_MIN && change.saturating_mul(EARLY_SHARE) >= said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_change_is_news() {
+        let news = [(0, 49), (0, 50), (100, 50), (10_000, 10_100), (10_000, 10_200), (10_000, 9_800), (usize::MAX, 0)];
+        let news = news.map(|(said, clients)| is_news(said, clients));
+        assert_eq!(news, [false, true, true, false, true, true, true]);
     }
 }

@@ -100,17 +100,21 @@ impl Hub {
     }
 
     /// A client has come. It opens its user's session, which asks for a snapshot, unless another client has done so before.
-    pub fn connect(self: &Arc<Self>, user: UserId) -> Connection {
+    /// None if the user has too many sockets.
+    pub fn connect(self: &Arc<Self>, user: UserId) -> Option<Connection> {
         let socket = SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed));
         let wake = Arc::new(Notify::new());
         {
             let mut shard = self.shard(user);
+            if !shard.has_room(user) {
+                return None;
+            }
             if let Some(ask) = shard.connect(user, socket, Arc::clone(&wake), TimestampMs::now()) {
                 self.write_session(user, Some(ask));
             }
         }
         self.sockets.fetch_add(1, Ordering::Relaxed);
-        Connection { hub: Arc::clone(self), user, socket, wake }
+        Some(Connection { hub: Arc::clone(self), user, socket, wake })
     }
 
     fn disconnect(self: &Arc<Self>, connection: &Connection) {

@@ -13,9 +13,11 @@ mod handshake;
 mod heartbeat;
 mod hub;
 mod listener;
+mod owntracks;
 mod polling;
 pub mod sessions;
 mod stream;
+mod watching;
 mod wire;
 
 pub use crate::frames::Rules;
@@ -40,9 +42,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
+use warp::Filter;
 
 /// Clients get so long to take their farewell.
-const DRAIN_LIMIT: Duration = Duration::from_secs(4);
+const DRAIN_LIMIT: Duration = Duration::from_millis(4_500);
 /// The last session records get so long to be acknowledged.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -151,12 +154,14 @@ impl Pusher {
                 flush_interval: Duration::from_millis(settings.flush_ms),
                 slow_client: Duration::from_secs(settings.slow_client_s),
                 capacity: settings.connections_max as usize,
+                accept_rate_per_s: settings.accept_rate_per_s.get(),
             },
             hub: Arc::clone(&hub),
             reports,
             tokens,
             arrivals: RateLimiter::direct(Quota::per_second(settings.accept_rate_per_s)),
             draining: Stop::new(),
+            farewell: Stop::new(),
             wire: watchable.then(Wire::default),
             tasks: TaskTracker::new(),
         });
@@ -167,7 +172,10 @@ impl Pusher {
         sweep(Arc::clone(&gateway), Arc::clone(&pollers));
         let shared = Arc::clone(&gateway);
         Ok(Pusher {
-            routes: polling::routes(&gateway, Arc::clone(&pollers)),
+            routes: owntracks::routes(&gateway, &pollers)
+                .or(polling::routes(&gateway, Arc::clone(&pollers)))
+                .unify()
+                .boxed(),
             stream: Arc::new(move |request| stream::open(Arc::clone(&shared), request).boxed()),
             gateway,
             pollers,
@@ -177,10 +185,12 @@ impl Pusher {
         })
     }
 
-    /// Ends in order: tells clients to go elsewhere, ends their sessions, leaves the list of gateways, deletes the topic.
+    /// Ends in order: leaves the list of gateways, asks clients one by one to go elsewhere, ends their sessions, takes the
+    /// heartbeat back, deletes the topic.
     pub async fn end(self) {
         self.gateway.draining.cancel();
         self.heartbeat.say_draining().await;
+        self.gateway.farewell.cancel();
         self.pollers.sweep(&self.gateway);
         self.gateway.tasks.close();
         if tokio::time::timeout(DRAIN_LIMIT, self.gateway.tasks.wait()).await.is_err() {

@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
+/// One user's sockets on one gateway: some devices, and what they left behind and nobody has found to be gone yet.
+pub const SOCKETS_PER_USER_MAX: usize = 16;
+
 /// The sessions of the users who are connected.
 #[derive(Debug, Default)]
 pub struct Sessions {
@@ -47,6 +50,11 @@ impl Sessions {
         }
         connected.wakers.push((socket, wake));
         opened
+    }
+
+    /// Whether the user may have one socket more.
+    pub fn has_room(&self, user: UserId) -> bool {
+        self.connected.get(&user).is_none_or(|connected| connected.wakers.len() < SOCKETS_PER_USER_MAX)
     }
 
     /// A socket is gone. Returns whether it was the user's last: then the session is over, and its tombstone has to be
@@ -160,6 +168,18 @@ mod tests {
         assert_eq!(sessions.take(USER, SocketId(2)), None);
         assert!(!snapshot(&mut sessions, USER), "who is gone is passed over");
         assert!(!sessions.disconnect(USER, SocketId(2)), "and is gone once");
+    }
+
+    #[test]
+    fn a_user_has_a_bounded_number_of_sockets() {
+        let mut sessions = Sessions::default();
+        for socket in 0..SOCKETS_PER_USER_MAX as u64 {
+            assert!(sessions.has_room(USER), "{socket}");
+            connect(&mut sessions, USER, socket);
+        }
+        assert_eq!((sessions.has_room(USER), sessions.has_room(UserId(2))), (false, true));
+        assert!(!sessions.disconnect(USER, SocketId(0)));
+        assert!(sessions.has_room(USER));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! `GET /v1/stream`: one client's WebSocket, from the handshake to the close frame.
 
 use crate::client_frame::{self, ClientFrame};
+use crate::frames;
 use crate::gateway::Gateway;
+use crate::handshake::{self, Accepted};
 use crate::hub::Connection;
 use crate::wire::{Tap, WATCHED_PING_INTERVAL};
-use crate::{frames, handshake};
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -50,26 +51,32 @@ enum End {
 
 /// Answers the handshake; a socket then lives on in a task of its own.
 pub async fn open(gateway: Arc<Gateway>, mut request: http::Request<Incoming>) -> Response {
-    let accepted = match handshake::check(&gateway, &request) {
+    let Accepted { caller, connection, response } = match handshake::check(&gateway, &request) {
         Ok(accepted) => accepted,
         Err(problem) => return problem.into_response(),
     };
-    let tap = gateway.wire.as_ref().and_then(|wire| wire.tap(accepted.caller.user, &request));
+    let tap = gateway.wire.as_ref().and_then(|wire| wire.tap(caller.user, &request));
     if let Some(tap) = &tap {
-        tap.response(&accepted.response);
+        tap.response(&response);
     }
     let upgrade = hyper::upgrade::on(&mut request);
     let tasks = gateway.tasks.clone();
     tasks.spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => serve(gateway, upgraded, accepted.caller, tap).await,
+            Ok(upgraded) => serve(gateway, upgraded, caller, connection, tap).await,
             Err(error) => tracing::debug!(%error, "handshake"),
         }
     });
-    accepted.response
+    response
 }
 
-async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller: Caller, tap: Option<Tap>) {
+async fn serve(
+    gateway: Arc<Gateway>,
+    upgraded: hyper::upgrade::Upgraded,
+    caller: Caller,
+    connection: Connection,
+    tap: Option<Tap>,
+) {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
@@ -77,7 +84,6 @@ async fn serve(gateway: Arc<Gateway>, upgraded: hyper::upgrade::Upgraded, caller
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let connection = gateway.hub.connect(caller.user);
     let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
     let mut client = Client {
         caller,
@@ -119,6 +125,8 @@ impl Client {
             return end;
         }
         let wake = Arc::clone(&self.connection.wake);
+        let turn_to_go = gateway.turn_to_go();
+        tokio::pin!(turn_to_go);
         let mut ping = tokio::time::interval(if self.tap.is_some() { WATCHED_PING_INTERVAL } else { PING_INTERVAL });
         ping.reset();
         // Something may be waiting to be sent; kept here, because a notification is forgotten once it is heard.
@@ -127,7 +135,7 @@ impl Client {
             let expiry = tokio::time::sleep(until(self.caller.expires_at));
             let step = tokio::select! {
                 biased;
-                () = gateway.draining.cancelled() => return self.drain().await,
+                () = &mut turn_to_go => return self.drain().await,
                 () = expiry => Err(End::Close(CloseCode::Policy, "token_expired")),
                 Some(answer) = answered.recv() => match answer {
                     Some(answer) => self.send(answer).await,
@@ -167,6 +175,7 @@ impl Client {
         match message {
             Some(Ok(Message::Text(text))) => self.frame(text.as_str()).await,
             Some(Ok(Message::Binary(_))) => {
+                self.count_other().await?;
                 self.send(frames::error("binary_frame", "frames are JSON text", None)).await
             }
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
@@ -185,6 +194,7 @@ impl Client {
         let (frame, reference) = match client_frame::parse(text, now) {
             Ok(parsed) => parsed,
             Err(refused) => {
+                self.count_other().await?;
                 return self.send(frames::error(refused.code, &refused.detail, refused.reference.as_ref())).await;
             }
         };
@@ -194,7 +204,10 @@ impl Client {
                 reports.submit(&self.caller, vec![*report], nearby_schemas::Source::WebSocket, now)
             }
             ClientFrame::Unshare(at) => reports.withdraw(&self.caller, at, nearby_schemas::Source::WebSocket, now),
-            ClientFrame::Auth(token) => return self.renew(&token, reference.as_ref()).await,
+            ClientFrame::Auth(token) => {
+                self.count_other().await?;
+                return self.renew(&token, reference.as_ref()).await;
+            }
         };
         match submitted {
             Ok(submitted) => {
@@ -216,6 +229,14 @@ impl Client {
             };
             place.send(answer);
         });
+    }
+
+    /// A frame that is no report takes a place in the user's rate, too; renewals verify signatures.
+    async fn count_other(&mut self) -> Result<(), End> {
+        match self.gateway.reports.count_other(&self.caller) {
+            Ok(()) => Ok(()),
+            Err(problem) => self.refuse(&problem, None).await,
+        }
     }
 
     async fn refuse(&mut self, problem: &Problem, reference: Option<&Value>) -> Result<(), End> {

@@ -4,6 +4,7 @@
 //! No I/O, no clock, no Kafka client: anything that can be said about the wire without being connected to it.
 
 pub mod batch;
+pub mod batch_encoder;
 pub mod codec;
 pub mod codecs;
 mod ids;

@@ -153,12 +153,17 @@ pub struct GatewayHeartbeat {
     pub draining: bool,
     /// When it started.
     pub started_at: TimestampMs,
+    /// New sockets a second that it lets in; 0: it does not say.
+    pub accept_rate_per_s: i32,
 }
 
 impl Record for GatewayHeartbeat {
     const TYPE: RecordType = RecordType::GatewayHeartbeat;
     const SCHEMA: &'static str = include_str!("../avro/gateway_heartbeat.avsc");
-    const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/gateway_heartbeat.v1.avsc")];
+    const HISTORY: &'static [&'static str] = &[
+        include_str!("../avro/history/gateway_heartbeat.v1.avsc"),
+        include_str!("../avro/history/gateway_heartbeat.v2.avsc"),
+    ];
 
     fn check(&self) -> Result<(), Invalid> {
         check_gateway(&self.gateway)

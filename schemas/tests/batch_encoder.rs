@@ -1,9 +1,11 @@
 //! The hand-written encoder writes the very bytes that apache-avro writes.
 
 use nearby_schemas::batch::*;
+use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
 use nearby_schemas::codec::Codec;
 use nearby_schemas::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 /// One call of the encoder.
 #[derive(Clone, Debug)]
@@ -44,100 +46,124 @@ fn snapshot(viewer: i64, place: Option<Place>, friends: &[(i64, Place)]) -> View
     ViewerSnapshot { viewer: UserId(viewer), place, friends: friends.collect() }
 }
 
-fn write(encoder: &mut BatchEncoder, to: (i32, Epoch), notice: &Notice) {
+fn write(encoder: &mut BatchEncoder, notes: &mut Notes, partition: i32, notice: &Notice) {
+    let section = encoder.section(partition).expect("has an epoch");
     match notice {
         Notice::Moved { friend, place, viewer, distance_dm } => {
             let viewer = ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm };
-            encoder.friend_moved(to, (UserId(*friend), *place, TimestampMs(9)), viewer);
+            encoder.friend_moved(notes, section, (UserId(*friend), *place, TimestampMs(9)), viewer);
         }
         Notice::Left { friend, reason, viewer } => {
-            encoder.friend_left(to, (UserId(*friend), *reason), UserId(*viewer));
+            encoder.friend_left(notes, section, (UserId(*friend), *reason), UserId(*viewer));
         }
-        Notice::ViewerMoved { viewer, place } => encoder.viewer_moved(to, UserId(*viewer), *place),
+        Notice::ViewerMoved { viewer, place } => encoder.viewer_moved(notes, section, UserId(*viewer), *place),
         Notice::Snapshot { viewer, place, friends } => {
-            encoder.viewer_snapshot(to, &snapshot(*viewer, *place, friends));
+            encoder.viewer_snapshot(notes, section, &snapshot(*viewer, *place, friends));
         }
     }
 }
 
+/// Events of one section, each with the number of its run: notices of the same thing that follow one another, to whomever.
+type Told = Vec<(usize, Event)>;
+
 /// The same by the plainest means.
-fn append(events: &mut Vec<Event>, notice: &Notice) {
-    match notice {
-        Notice::Moved { friend, place, viewer, distance_dm } => {
-            let told = ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm };
-            let fresh = FriendMoved {
-                friend: UserId(*friend),
-                lat_e7: place.lat_e7,
-                lon_e7: place.lon_e7,
-                updated_at: TimestampMs(9),
-                viewers: vec![told],
-            };
-            match events.last_mut() {
-                Some(Event::FriendMoved(last)) if (FriendMoved { viewers: vec![told], ..last.clone() }) == fresh => {
-                    last.viewers.push(told);
-                }
-                _ => events.push(Event::FriendMoved(fresh)),
-            }
+fn append(events: &mut Told, run: usize, notice: &Notice) {
+    let last = events.last_mut().filter(|(last, _)| *last == run).map(|(_, event)| event);
+    let fresh = match (notice, last) {
+        (Notice::Moved { viewer, distance_dm, .. }, Some(Event::FriendMoved(last))) => {
+            last.viewers.push(ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm });
+            return;
         }
-        Notice::Left { friend, reason, viewer } => match events.last_mut() {
-            Some(Event::FriendLeft(last)) if last.friend.0 == *friend && last.reason == *reason => {
-                last.viewers.push(UserId(*viewer));
-            }
-            _ => events.push(Event::FriendLeft(FriendLeft {
-                friend: UserId(*friend),
-                reason: *reason,
-                viewers: vec![UserId(*viewer)],
-            })),
-        },
-        Notice::ViewerMoved { viewer, place } => events.push(Event::ViewerMoved(ViewerMoved {
-            viewer: UserId(*viewer),
+        (Notice::Left { viewer, .. }, Some(Event::FriendLeft(last))) => {
+            last.viewers.push(UserId(*viewer));
+            return;
+        }
+        (Notice::Moved { friend, place, viewer, distance_dm }, _) => Event::FriendMoved(FriendMoved {
+            friend: UserId(*friend),
             lat_e7: place.lat_e7,
             lon_e7: place.lon_e7,
-        })),
-        Notice::Snapshot { viewer, place, friends } => {
-            events.push(Event::ViewerSnapshot(snapshot(*viewer, *place, friends)));
+            updated_at: TimestampMs(9),
+            viewers: vec![ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm }],
+        }),
+        (Notice::Left { friend, reason, viewer }, _) => {
+            Event::FriendLeft(FriendLeft { friend: UserId(*friend), reason: *reason, viewers: vec![UserId(*viewer)] })
         }
+        (Notice::ViewerMoved { viewer, place }, _) => {
+            Event::ViewerMoved(ViewerMoved { viewer: UserId(*viewer), lat_e7: place.lat_e7, lon_e7: place.lon_e7 })
+        }
+        (Notice::Snapshot { viewer, place, friends }, _) => Event::ViewerSnapshot(snapshot(*viewer, *place, friends)),
+    };
+    events.push((run, fresh));
+}
+
+/// Whether both tell the same to another viewer.
+fn same_run(before: &Notice, notice: &Notice) -> bool {
+    match (before, notice) {
+        (Notice::Moved { friend, place, .. }, Notice::Moved { friend: same, place: there, .. }) => {
+            (friend, place) == (same, there)
+        }
+        (Notice::Left { friend, reason, .. }, Notice::Left { friend: same, reason: because, .. }) => {
+            (friend, reason) == (same, because)
+        }
+        _ => false,
     }
 }
 
 proptest! {
-    /// One batch after the other by the same encoder, and epochs that rise in between. The order of the sections of one
-    /// partition is that of their epochs; that of partitions is the encoder's.
+    /// Notices to two gateways, whose batches are closed now and then, the one or both; when both are, epochs rise.
     #[test]
     fn equals_apache_avro(
-        batches in proptest::collection::vec(
-            proptest::collection::vec((0..3_i32, 0..12_i64, notices()), 0..40), 1..5
+        rounds in proptest::collection::vec(
+            (proptest::collection::vec((0..2_usize, 0..3_i32, notices()), 0..40), 0..3_usize), 1..5
         ),
     ) {
         let codec = Codec::<FriendMovedBatch>::new();
         let mut encoder = BatchEncoder::new(&codec);
-        let mut epochs = [100_i64; 3];
-        for written in batches {
-            let mut sections: Vec<Section> = Vec::new();
-            for (partition, rises, notice) in &written {
-                let epoch = &mut epochs[usize::try_from(*partition).expect("small")];
-                *epoch += i64::from(*rises == 0);
-                let (partition, epoch) = (*partition, Epoch(*epoch));
-                write(&mut encoder, (partition, epoch), notice);
-                let same = |section: &Section| section.partition == partition && section.epoch == epoch;
-                if !sections.iter().any(same) {
-                    sections.push(Section { partition, epoch, events: Vec::new() });
-                }
-                let section = sections.iter_mut().find(|section| same(section)).expect("just added");
-                append(&mut section.events, notice);
+        let mut notes = [Notes::default(), Notes::default()];
+        let mut expected: [BTreeMap<i32, Told>; 2] = Default::default();
+        let (mut run, mut before, mut epoch) = (0, None, 100);
+        encoder.set_epochs((0..3).map(|partition| (partition, Epoch(epoch))));
+        for (told, closed) in rounds {
+            for (gateway, partition, notice) in told {
+                run += usize::from(!before.as_ref().is_some_and(|before| same_run(before, &notice)));
+                write(&mut encoder, &mut notes[gateway], partition, &notice);
+                append(expected[gateway].entry(partition).or_default(), run, &notice);
+                before = Some(notice);
             }
-            let bytes = encoder.finish(TimestampMs(77));
-            let decoded = codec.decode(&bytes).expect("decodes");
-            prop_assert_eq!(&bytes, &codec.encode(&decoded), "byte by byte what apache-avro writes");
-            prop_assert_eq!(decoded.emitted_at, TimestampMs(77));
-            let of = |sections: &[Section], partition| {
-                sections.iter().filter(|section| section.partition == partition).cloned().collect::<Vec<Section>>()
-            };
-            for partition in 0..3 {
-                prop_assert_eq!(of(&decoded.sections, partition), of(&sections, partition));
+            for gateway in (0..2).filter(|gateway| closed == 2 || closed == *gateway) {
+                let bytes_max = notes[gateway].bytes() + codec.header().len() + 100;
+                let bytes = encoder.finish(&mut notes[gateway], TimestampMs(77));
+                prop_assert!(bytes.len() <= bytes_max && notes[gateway].is_empty() && notes[gateway].bytes() == 0);
+                let decoded = codec.decode(&bytes).expect("decodes");
+                prop_assert_eq!(&bytes, &codec.encode(&decoded), "byte by byte what apache-avro writes");
+                let sections = std::mem::take(&mut expected[gateway]).into_iter().map(|(partition, told)| {
+                    let events = told.into_iter().map(|(_, event)| event).collect();
+                    Section { partition, epoch: Epoch(epoch), events }
+                });
+                let sections = sections.collect();
+                prop_assert_eq!(decoded, FriendMovedBatch { emitted_at: TimestampMs(77), sections });
             }
-            prop_assert_eq!(decoded.sections.len(), sections.len());
-            prop_assert!(encoder.is_empty() && encoder.bytes() == 0);
+            if closed == 2 {
+                epoch += 1;
+                encoder.forget();
+                encoder.set_epochs((0..3).map(|partition| (partition, Epoch(epoch))));
+                before = None;
+            }
         }
     }
+}
+
+/// A list of more viewers than a block has is a list of several blocks, which Avro allows, and apache-avro reads as one.
+#[test]
+fn a_thousand_viewers_of_one_event_are_one_list() {
+    let codec = Codec::<FriendMovedBatch>::new();
+    let (mut encoder, mut notes) = (BatchEncoder::new(&codec), Notes::default());
+    encoder.set_epochs([(0, Epoch(1))]);
+    for viewer in 0..1_000 {
+        write(&mut encoder, &mut notes, 0, &Notice::Left { friend: 5, reason: LeftReason::Distance, viewer });
+    }
+    let batch = codec.decode(&encoder.finish(&mut notes, TimestampMs(0))).expect("decodes");
+    let viewers = (0..1_000).map(UserId).collect();
+    let left = Event::FriendLeft(FriendLeft { friend: UserId(5), reason: LeftReason::Distance, viewers });
+    assert_eq!(batch.sections, [Section { partition: 0, epoch: Epoch(1), events: vec![left] }]);
 }

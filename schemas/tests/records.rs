@@ -86,14 +86,27 @@ fn gateway_heartbeat() {
         capacity: 50_000,
         draining: true,
         started_at: TimestampMs(1_700_000_000_000),
+        accept_rate_per_s: 5_000,
     };
     check(
         heartbeat,
         expect![[r#"
-        c301565c899371f26b620c67312d6162633a77733a2f2f3132372e302e302e31
-        3a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e31
-        3a383038310aa08d060180a0abfef962"#]],
+            c301ac28ab8feeba4c8c0c67312d6162633a77733a2f2f3132372e302e302e31
+            3a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e31
+            3a383038310aa08d060180a0abfef962904e"#]],
     );
+}
+
+/// Version 1, without what version 2 has at its end.
+#[test]
+fn gateway_heartbeat_of_version_1() {
+    let bytes = "c301565c899371f26b620c67312d6162633a77733a2f2f3132372e302e302e31\
+                 3a383038312f76312f73747265616d2a687474703a2f2f3132372e302e302e31\
+                 3a383038310aa08d060180a0abfef962";
+    let bytes: Vec<u8> =
+        (0..bytes.len()).step_by(2).map(|at| u8::from_str_radix(&bytes[at..at + 2], 16).expect("hex")).collect();
+    let heartbeat = Codec::<GatewayHeartbeat>::new().decode(&bytes).expect("readable");
+    assert_eq!((heartbeat.connections, heartbeat.capacity, heartbeat.accept_rate_per_s), (5, 50_000, 0));
 }
 
 #[test]
@@ -153,7 +166,7 @@ fn fingerprints_are_those_of_other_implementations() {
     assert_eq!(fingerprint::<LocationEvent>(), "e2a247bb418f7e5b");
     assert_eq!(fingerprint::<FriendList>(), "7e344bd5239cec85");
     assert_eq!(fingerprint::<Session>(), "213c105ae5085118");
-    assert_eq!(fingerprint::<GatewayHeartbeat>(), "565c899371f26b62");
+    assert_eq!(fingerprint::<GatewayHeartbeat>(), "ac28ab8feeba4c8c");
     assert_eq!(fingerprint::<FriendMovedBatch>(), "14fe4aa49aa6862a");
 }
 

@@ -3,14 +3,17 @@
 //! No business rule lives here. A service is a library with `start(settings, …)`, one pure module at its heart, and this
 //! crate around it.
 
+pub mod addresses;
 pub mod append;
 pub mod auth;
 pub mod client_properties;
 pub mod consume;
 pub mod dead_letters;
 pub mod health;
+pub mod hosts;
 pub mod http;
 pub mod kafka;
+mod keys;
 pub mod logs;
 pub mod membership;
 pub mod metrics;
@@ -20,6 +23,8 @@ mod progress;
 pub mod reader;
 pub mod registry;
 pub mod settings;
+pub mod tls;
+mod watched;
 
 /// Asks everything that holds a clone to end in order.
 pub use tokio_util::sync::CancellationToken as Stop;

@@ -1,9 +1,11 @@
 //! Settings that more than one service has. Every one is a flag and an environment variable `NEARBY_…`.
 
+use crate::addresses::Network;
 use crate::client_properties::{ClientProperties, PropertiesParser};
 use crate::registry::RegistryUrl;
 use clap::builder::TypedValueParser;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// Where Kafka is and how its topics are called.
@@ -58,15 +60,45 @@ fn legal_prefix(prefix: &str) -> Result<String, String> {
     }
 }
 
-/// How tokens are verified (and, with a secret, signed).
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct AuthSettings {
+/// A secret that services and tools share, and what tokens say besides.
+#[derive(Clone, Default, clap::Args)]
+pub struct SigningSettings {
     /// Secret of at least 16 bytes for tokens signed with HS256
     #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
     pub jwt_secret: Option<String>,
+    /// Whom tokens have to be for (their aud); without it that is not looked at
+    #[arg(long, env = "NEARBY_JWT_AUDIENCE", value_name = "AUDIENCE")]
+    pub jwt_audience: Option<String>,
+    /// Who has to have issued tokens (their iss); without it that is not looked at
+    #[arg(long, env = "NEARBY_JWT_ISSUER", value_name = "ISSUER")]
+    pub jwt_issuer: Option<String>,
+}
+
+impl std::fmt::Debug for SigningSettings {
+    /// Without the secret.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let secret = self.jwt_secret.as_ref().map(|_| "…");
+        let mut shown = formatter.debug_struct("SigningSettings");
+        shown.field("jwt_secret", &secret).field("jwt_audience", &self.jwt_audience);
+        shown.field("jwt_issuer", &self.jwt_issuer).finish()
+    }
+}
+
+/// How tokens are verified (and, with a secret, signed). Key files are read again when they change.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct AuthSettings {
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]
+    pub signing: SigningSettings,
+    /// File with that secret; read again when it changes, as all key files are
+    #[arg(long, env = "NEARBY_JWT_SECRET_FILE", value_name = "FILE", conflicts_with_all = ["jwt_secret", "jwt_public_key_file", "jwks_file"])]
+    pub jwt_secret_file: Option<PathBuf>,
     /// PEM file with the public key for tokens signed with RS256 or EdDSA
-    #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
+    #[arg(long, env = "NEARBY_JWT_PUBLIC_KEY_FILE", value_name = "FILE", conflicts_with_all = ["jwt_secret", "jwks_file"])]
     pub jwt_public_key_file: Option<PathBuf>,
+    /// JSON Web Key Set with public keys for tokens signed with RS256 or EdDSA; a token names its key by kid
+    #[arg(long, env = "NEARBY_JWKS_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
+    pub jwks_file: Option<PathBuf>,
     /// Serve GET /v1/dev/token, which gives anybody a token for any user; for development, on loopback only
     #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub dev_tokens: bool,
@@ -80,10 +112,36 @@ pub struct EdgeSettings {
     pub allowed_origins: Vec<String>,
     /// Reports a second that one user may send in the long run
     #[arg(long, env = "NEARBY_USER_RATE_PER_S", default_value = "10")]
-    pub user_rate_per_s: std::num::NonZeroU32,
+    pub user_rate_per_s: NonZeroU32,
     /// Reports that one user may send at once
     #[arg(long, env = "NEARBY_USER_BURST", default_value = "200")]
-    pub user_burst: std::num::NonZeroU32,
+    pub user_burst: NonZeroU32,
+}
+
+/// Who may call at all, and how connections are held.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessSettings {
+    /// Names that requests may have in Host, besides the advertised one and, on loopback, localhost (comma-separated, without ports)
+    #[arg(long, env = "NEARBY_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST,…")]
+    pub allowed_hosts: Vec<String>,
+    /// Requests a second that one address may send in the long run; an IPv6 /64 is one address
+    #[arg(long, env = "NEARBY_ADDRESS_RATE_PER_S", default_value = "10000")]
+    pub address_rate_per_s: NonZeroU32,
+    /// Requests that one address may send at once
+    #[arg(long, env = "NEARBY_ADDRESS_BURST", default_value = "50000")]
+    pub address_burst: NonZeroU32,
+    /// Proxies whose X-Forwarded-For says which address a request is from, such as 10.0.0.0/8 (comma-separated)
+    #[arg(long, env = "NEARBY_TRUSTED_PROXIES", value_delimiter = ',', value_name = "ADDRESS[/BITS],…")]
+    pub trusted_proxies: Vec<Network>,
+    /// Connections that are held at once, not counting WebSockets; others wait to be accepted
+    #[arg(long, env = "NEARBY_HTTP_CONNECTIONS_MAX", default_value_t = 60_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub http_connections_max: u32,
+    /// PEM file with the certificate, and the chain to its root, to serve HTTPS and WSS with; read again when it changes
+    #[arg(long, env = "NEARBY_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of that certificate
+    #[arg(long, env = "NEARBY_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
 }
 
 /// The rules of nearness that the engine and the gateways share.
@@ -100,11 +158,11 @@ pub struct RuleSettings {
     pub gateway_lost_after_s: u32,
 }
 
-/// The public base address `http://HOST:PORT` of a listener: as advertised, or the address itself.
+/// The public base address `http://HOST:PORT` (or https) of a listener: as advertised, or the address itself.
 ///
 /// # Errors
 /// If the address says nothing to clients (0.0.0.0, ::) and none is advertised, or the advertised one is no http address.
-pub fn public_url(listen: SocketAddr, advertised: Option<&str>) -> Result<String, String> {
+pub fn public_url(listen: SocketAddr, advertised: Option<&str>, scheme: &str) -> Result<String, String> {
     match advertised {
         Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
             Ok(url.trim_end_matches('/').to_owned())
@@ -113,6 +171,6 @@ pub fn public_url(listen: SocketAddr, advertised: Option<&str>) -> Result<String
         None if listen.ip().is_unspecified() => {
             Err(format!("listening on {listen} needs --advertise-url: clients have to be told an address"))
         }
-        None => Ok(format!("http://{listen}")),
+        None => Ok(format!("{scheme}://{listen}")),
     }
 }

@@ -282,6 +282,7 @@ impl Run {
             capacity: CAPACITY,
             draining: self.drains_by_ms.is_some(),
             started_at: self.started_at,
+            accept_rate_per_s: 0,
         };
         let value = self.heartbeats.encode(&beat);
         around.append_unheard(self.producer, Topic::Gateways, self.id.as_str(), Some(value));

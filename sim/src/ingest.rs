@@ -7,7 +7,7 @@ use crate::broker::{Append, ProducerId, Topic};
 use crate::gateway::number_of;
 use crate::judge::GATEWAY_LOST_AFTER_MS;
 use nearby_ingest::admission;
-use nearby_ingest::gateways::Directory;
+use nearby_ingest::directory::Directory;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, LocationEvent, Source, UserId};

@@ -105,7 +105,7 @@ impl World {
         let ingest = nearby_ingest::start(context).expect("starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
-        tokio::spawn(edge_http::serve(listener, ingest.routes, None, Vec::new(), stop.clone()));
+        tokio::spawn(edge_http::serve(listener, ingest.routes, None, edge_http::Door::unguarded(1_000), stop.clone()));
         World { mock, kafka, tokens, readiness, reports: ingest.reports, address, stop }
     }
 

@@ -4,6 +4,7 @@ use crate::BadSetting;
 use anyhow::Context;
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::{SCOPES_ALL, Tokens};
+use nearby_service::settings::SigningSettings;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -22,10 +23,9 @@ pub enum TokenSource {
 
 impl TokenSource {
     /// Signed if there is a secret that is not empty.
-    pub fn new(secret: Option<&str>) -> anyhow::Result<TokenSource> {
-        let Some(secret) = secret.filter(|secret| !secret.is_empty()) else { return Ok(TokenSource::Development) };
-        let tokens = Tokens::from_secret(secret.as_bytes()).map_err(|error| BadSetting(error.to_string()))?;
-        Ok(TokenSource::Signed(tokens))
+    pub fn new(settings: &SigningSettings) -> anyhow::Result<TokenSource> {
+        let tokens = Tokens::from_signing(settings).map_err(|error| BadSetting(error.to_string()))?;
+        Ok(tokens.map_or(TokenSource::Development, TokenSource::Signed))
     }
 }
 

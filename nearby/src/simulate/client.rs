@@ -3,7 +3,7 @@
 use crate::simulate::api::Api;
 use crate::simulate::statistics::Statistics;
 use anyhow::Context;
-use nearby_client::{Connection, Heard, View, backoff};
+use nearby_client::{ClientError, Connection, Heard, View, backoff};
 use nearby_schemas::{TimestampMs, UserId};
 use rand::RngExt;
 use std::sync::Arc;
@@ -61,7 +61,12 @@ impl Client {
         steps: &mut mpsc::Receiver<Step>,
         connected: &mut Option<mpsc::Sender<()>>,
     ) -> anyhow::Result<()> {
-        let mut connection = self.api.connect(self.user).await?;
+        let connected_to = self.api.connect(self.user).await;
+        let mut connection = connected_to.inspect_err(|error| {
+            let asked = error.downcast_ref::<ClientError>().and_then(ClientError::retry_after);
+            // All who were refused at once shall not come back at once.
+            self.pause = asked.map(|asked| asked + backoff(self.attempt, rand::rng().random_range(0.0..1.0)));
+        })?;
         let result = self.talk(&mut connection, steps, connected).await;
         self.view = std::mem::take(&mut connection.view);
         if result.is_ok() {

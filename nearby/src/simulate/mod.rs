@@ -9,6 +9,7 @@ pub mod walkers;
 
 use crate::BadSetting;
 use anyhow::Context;
+use nearby_service::settings::SigningSettings;
 use nearby_service::{Stop, stop_on_signals};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,9 +24,8 @@ pub struct SimulateSettings {
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
-    /// Secret to sign the clients' tokens with; without it they come from GET /v1/dev/token
-    #[arg(long, env = "NEARBY_JWT_SECRET", hide_env_values = true, value_name = "SECRET")]
-    jwt_secret: Option<String>,
+    #[command(flatten)]
+    signing: SigningSettings,
     /// So many people who walk around and see each other
     #[arg(long, env = "NEARBY_WALKERS", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     walkers: Option<u32>,
@@ -57,7 +57,7 @@ pub struct SimulateSettings {
 
 /// Runs the simulation and prints what came of it.
 pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
-    let api = Api::new(&settings.url, TokenSource::new(settings.jwt_secret.as_deref())?)?;
+    let api = Api::new(&settings.url, TokenSource::new(&settings.signing)?)?;
     let stop = Stop::new();
     stop_on_signals(stop.clone()).context("listening to signals")?;
     let settle = Duration::from_secs(settings.settle_s);
