@@ -1,10 +1,11 @@
 //! `make bench`: what the pipeline costs on a real broker of its own, beside bare loops that do the least that it has to.
 //!
 //! Figures are CPU-seconds per million reports, of whole processes or of their threads, because the machine's other users
-//! disturb these less than time. Everything runs on this machine and ends with the bench.
+//! disturb these less than time; `latency` alone is about time. Everything runs on this machine and ends with the bench.
 
 mod cluster;
 mod cpu;
+mod latency;
 mod pipeline;
 mod restore;
 mod stages;
@@ -25,6 +26,8 @@ enum Bench {
     Stages(stages::Settings),
     /// One processor process on a broker: catching up, and at a steady rate
     Processor(pipeline::Settings),
+    /// From a report to the friend's socket, over the public API of a server that runs with --dev-tokens
+    Latency(latency::Settings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
 }
@@ -34,6 +37,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().bench {
         Bench::Stages(settings) => stages::run(&settings).await,
         Bench::Processor(settings) => pipeline::run(&settings).await,
+        Bench::Latency(settings) => latency::run(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
     }
 }

@@ -39,8 +39,9 @@ impl Raw {
     /// A WebSocket past its `101`.
     pub async fn upgrade(base: &str, token: &str, limit: Duration) -> anyhow::Result<Raw> {
         let mut raw = Raw::connect(base, limit).await?;
+        let host = base.trim_start_matches("http://");
         let head = format!(
-            "GET /v1/stream HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
+            "GET /v1/stream HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
              upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         raw.send(head.as_bytes()).await?;

@@ -173,7 +173,8 @@ impl World {
         let bearer = format!("authorization: Bearer {}\r\n", self.token);
         let (upgrade, version) = ("connection: upgrade\r\nupgrade: websocket\r\n", "sec-websocket-version: 13\r\n");
         let key = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-        let get = |headers: &[&str]| format!("GET /v1/stream HTTP/1.1\r\nhost: x\r\n{}\r\n", headers.concat());
+        let host = self.base.trim_start_matches("http://");
+        let get = |headers: &[&str]| format!("GET /v1/stream HTTP/1.1\r\nhost: {host}\r\n{}\r\n", headers.concat());
         let long = format!("x-long: {}\r\n", "x".repeat(1024 * 1024));
         let cases = [
             ("no token", get(&[upgrade, version, key]), "401", "missing_token"),
@@ -198,7 +199,7 @@ impl World {
             (
                 "another method",
                 format!(
-                    "POST /v1/stream HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n{bearer}{upgrade}{version}{key}\r\n"
+                    "POST /v1/stream HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n{bearer}{upgrade}{version}{key}\r\n"
                 ),
                 "405",
                 "method_not_allowed",

@@ -1,9 +1,10 @@
 //! Many clients at once.
 
 use crate::simulate::api::Api;
-use crate::simulate::client::{Client, Step, View};
+use crate::simulate::client::{Client, Step};
 use crate::simulate::statistics::Statistics;
 use anyhow::Context;
+use nearby_client::View;
 use nearby_schemas::UserId;
 use nearby_service::Stop;
 use serde_json::{Value, json};
@@ -80,8 +81,11 @@ impl Crowd {
         let mut views = serde_json::Map::new();
         while let Some(ended) = self.clients.join_next().await {
             let Ok((user, view)) = ended else { continue };
-            let view: serde_json::Map<String, Value> =
-                view.into_iter().map(|(friend, seen)| (friend, json!([seen.lat, seen.lon, seen.distance_m]))).collect();
+            let view: serde_json::Map<String, Value> = view
+                .0
+                .into_iter()
+                .map(|(friend, seen)| (friend, json!([seen.lat, seen.lon, seen.distance_m])))
+                .collect();
             views.insert(user.to_string(), view.into());
         }
         Outcome { statistics: self.statistics, views: views.into() }
