@@ -5,10 +5,13 @@
 
 mod cluster;
 mod cpu;
+mod edge;
 mod latency;
 mod pipeline;
 mod restore;
+mod sockets;
 mod stages;
+mod transports;
 #[path = "../../engine/benches/workload/mod.rs"]
 mod workload;
 
@@ -26,8 +29,15 @@ enum Bench {
     Stages(stages::Settings),
     /// One processor process on a broker: catching up, and at a steady rate
     Processor(pipeline::Settings),
-    /// From a report to the friend's socket, over the public API of a server that runs with --dev-tokens
+    /// From a report to the friend's socket, over the public API, open-loop
     Latency(latency::Settings),
+    /// A gateway's memory of an idle connection, and its frames a second beside a bare server
+    Sockets(sockets::Settings),
+    /// The same view by WebSocket, by server-sent events and by polling: bytes, requests, CPU, staleness
+    Transports(transports::Settings),
+    /// What `sockets` compares with
+    #[command(hide = true)]
+    BareServer(sockets::BareSettings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
 }
@@ -38,6 +48,9 @@ async fn main() -> anyhow::Result<()> {
         Bench::Stages(settings) => stages::run(&settings).await,
         Bench::Processor(settings) => pipeline::run(&settings).await,
         Bench::Latency(settings) => latency::run(&settings).await,
+        Bench::Sockets(settings) => sockets::run(&settings).await,
+        Bench::Transports(settings) => transports::run(&settings).await,
+        Bench::BareServer(settings) => sockets::bare_server(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
     }
 }

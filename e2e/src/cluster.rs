@@ -12,7 +12,8 @@ use crate::ports::free_port;
 const READY: Duration = Duration::from_secs(60);
 /// A service that listens and does not answer is busy starting.
 const ANSWER_LIMIT: Duration = Duration::from_millis(500);
-const SECRET: &str = "a secret for the tests alone";
+/// Signs the tokens.
+pub const SECRET: &str = "a secret for the tests alone";
 
 /// One service.
 #[derive(Debug)]

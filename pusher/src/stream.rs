@@ -28,7 +28,7 @@ use warp::reply::Response;
 /// Larger frames close the socket.
 pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// Bytes read at once; many sockets are idle, so each holds little.
-const READ_BUFFER_BYTES: usize = 4 * 1024;
+const READ_BUFFER_BYTES: usize = 1024;
 /// A peer from whom nothing was heard is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Nothing heard for so long: the peer is gone.
@@ -318,7 +318,8 @@ async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
         }
         // Bytes that nobody reads would have the connection reset, and the close frame lost: those of a frame that is too
         // big, say.
-        let (stream, mut unread) = (socket.get_mut(), [0; READ_BUFFER_BYTES]);
+        // On the heap: an array would be part of every idle connection's task.
+        let (stream, mut unread) = (socket.get_mut(), vec![0; READ_BUFFER_BYTES]);
         if stream.shutdown().await.is_ok() {
             while matches!(stream.read(&mut unread).await, Ok(1..)) {}
         }

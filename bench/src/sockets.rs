@@ -1,0 +1,262 @@
+//! What a connection costs a gateway: the memory of an idle one, and frames a second beside a server that does nothing but send.
+
+use crate::cpu;
+use crate::edge::{Edge, Line};
+use anyhow::{Context, ensure};
+use futures_util::SinkExt;
+use nearby_e2e::nearby::Nearby;
+use nearby_e2e::ports::free_port;
+use nearby_schemas::batch::{BATCH_BYTES_MAX, ViewerDistance};
+use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
+use nearby_schemas::partitioning::partition_of;
+use nearby_schemas::{Epoch, Place, TimestampMs, UserId};
+use nearby_service::append::{Appender, Outgoing};
+use nearby_service::kafka::Kafka;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+/// Connections that are there before the memory is looked at first: what the process needs once is not theirs.
+const WARM_UP: usize = 200;
+/// Handshakes at a time.
+const AT_ONCE: usize = 100;
+const SETTLE: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Newer than any owner: the gateway believes the bench alone.
+const EPOCH: Epoch = Epoch(i64::MAX / 2);
+/// Batches that are on their way to the gateway.
+const BATCHES_AHEAD: usize = 8;
+
+/// Settings of `nearby-bench sockets`.
+#[derive(clap::Args)]
+pub struct Settings {
+    /// Idle connections
+    #[arg(long, default_value_t = 10_000)]
+    idle: usize,
+    /// Connections that are told something all the time
+    #[arg(long, default_value_t = 1_000)]
+    busy: usize,
+    /// For how long each server sends, in seconds
+    #[arg(long, default_value_t = 10)]
+    duration_s: u64,
+    /// Runs of each server; they take turns
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+}
+
+/// Settings of `nearby-bench bare-server`.
+#[derive(clap::Args)]
+pub struct BareSettings {
+    #[arg(long)]
+    listen: String,
+    #[arg(long)]
+    frame: String,
+}
+
+/// Prints both.
+pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    idle(settings.idle).await?;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let time = Duration::from_secs(settings.duration_s);
+    for _ in 0..settings.runs {
+        let (figures, frame) = gateway_sends(settings.busy, time).await?;
+        ours.push(figures);
+        bare.push(bare_sends(settings.busy, time, &frame).await?);
+    }
+    println!("{} sockets, each told as fast as it goes, flush_ms 0; median of {} runs", settings.busy, settings.runs);
+    let [ours, bare] = [ours, bare].map(|mut runs| {
+        runs.sort_by(|a, b| a.frames_per_s.total_cmp(&b.frames_per_s));
+        runs[runs.len() / 2]
+    });
+    ours.print("gateway");
+    bare.print("bare");
+    println!(
+        "  gateway / bare: frames a second {:.2}, CPU a frame {:.2}",
+        ours.frames_per_s / bare.frames_per_s,
+        ours.cpu_us / bare.cpu_us
+    );
+    Ok(())
+}
+
+async fn idle(count: usize) -> anyhow::Result<()> {
+    let edge = Edge::start(&["--accept-rate-per-s", "50000"])?;
+    let pid = edge.gateway.nearby.pid();
+    let mut lines = connect(&edge, 1..=WARM_UP).await?;
+    tokio::time::sleep(SETTLE).await;
+    let before = cpu::resident_bytes(pid)?;
+    lines.extend(connect(&edge, WARM_UP + 1..=WARM_UP + count).await?);
+    tokio::time::sleep(SETTLE).await;
+    let after = cpu::resident_bytes(pid)?;
+    println!(
+        "{count} idle sockets: {:.1} KiB each in the gateway's process ({:.0} MiB before, {:.0} MiB with them)",
+        (after as f64 - before as f64) / count as f64 / 1024.0,
+        before as f64 / 1024.0 / 1024.0,
+        after as f64 / 1024.0 / 1024.0,
+    );
+    Ok(())
+}
+
+/// With the first two frames read: welcome and snapshot.
+async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let users: Vec<usize> = users.collect();
+    for together in users.chunks(AT_ONCE) {
+        let mut connecting = JoinSet::new();
+        for user in together {
+            let (url, token) = (edge.gateway.url.clone(), edge.token(i64::try_from(*user)?)?);
+            connecting.spawn(async move {
+                let mut line = Line::upgrade(&url, &token).await?;
+                line.text().await?;
+                line.text().await?;
+                anyhow::Ok(line)
+            });
+        }
+        while let Some(line) = connecting.join_next().await {
+            lines.push(line??);
+        }
+    }
+    Ok(lines)
+}
+
+#[derive(Clone, Copy)]
+struct Figures {
+    frames_per_s: f64,
+    /// CPU time of the server for a frame, in microseconds.
+    cpu_us: f64,
+}
+
+impl Figures {
+    fn print(&self, who: &str) {
+        println!("  {who:8} {:8.0} frames/s, {:.2} µs of its CPU a frame", self.frames_per_s, self.cpu_us);
+    }
+}
+
+/// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves; also returns a frame.
+async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
+    let edge = Edge::start(&["--flush-ms", "0", "--accept-rate-per-s", "50000"])?;
+    let lines = connect(&edge, 1..=sockets).await?;
+    let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");
+    let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
+    let topic = format!("friend-moved-{}", gateway["gateway"].as_str().context("a gateway")?);
+    let partitions = tokio::task::block_in_place(|| kafka.check_topics())?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop)));
+    let read = read(lines, edge.gateway.nearby.pid(), time).await;
+    stop.store(true, Ordering::Relaxed);
+    telling.await??;
+    read
+}
+
+async fn tell(
+    kafka: Kafka,
+    topic: String,
+    sockets: usize,
+    partitions: i32,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    let (appender, codec) = (Appender::new(&kafka)?, kafka.codecs.codec());
+    let mut encoder = BatchEncoder::new(&codec);
+    encoder.set_epochs((0..partitions).map(|partition| (partition, EPOCH)));
+    let (mut notes, mut on_the_way) = (Notes::default(), JoinSet::new());
+    for step in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let place = Place { lat_e7: 407_000_000 + step % 1_000, lon_e7: -740_000_000 };
+        for viewer in (1..=i64::try_from(sockets)?).map(UserId) {
+            let section = encoder.section(partition_of(viewer, partitions)).context("has an epoch")?;
+            let moved = (UserId(9_000_000), place, TimestampMs::now());
+            encoder.friend_moved(&mut notes, section, moved, ViewerDistance { viewer, distance_dm: 12_345 });
+        }
+        ensure!(notes.bytes() < BATCH_BYTES_MAX, "fewer sockets, please");
+        let value = Some(encoder.finish(&mut notes, TimestampMs::now()));
+        encoder.forget();
+        on_the_way.spawn(appender.append_one(Outgoing { topic: topic.clone(), value, ..Outgoing::default() }));
+        if on_the_way.len() >= BATCHES_AHEAD {
+            on_the_way.join_next().await.context("one is on the way")??.map_err(|error| anyhow::anyhow!("{error}"))?;
+        }
+    }
+    Ok(())
+}
+
+async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Result<Figures> {
+    let listen = format!("127.0.0.1:{}", free_port()?);
+    let program = std::env::current_exe().context("this program")?;
+    let mut server = Nearby::start_program(&program, &["bare-server", "--listen", &listen, "--frame", frame], &[])?;
+    server.wait_line("ready", START_LIMIT)?;
+    let mut lines = Vec::new();
+    for _ in 0..sockets {
+        lines.push(Line::upgrade(&format!("http://{listen}"), "none").await?);
+    }
+    Ok(read(lines, server.pid(), time).await?.0)
+}
+
+/// Counts what arrives after a second of running in.
+async fn read(lines: Vec<Line>, server: u32, time: Duration) -> anyhow::Result<(Figures, String)> {
+    let frames = Arc::new(AtomicU64::new(0));
+    let (mut reading, (last, latest)) = (JoinSet::new(), watch::channel(Vec::new()));
+    for (number, mut line) in lines.into_iter().enumerate() {
+        let (frames, last) = (Arc::clone(&frames), (number == 0).then(|| last.clone()));
+        reading.spawn(async move {
+            loop {
+                let Ok(text) = line.text().await else { return };
+                frames.fetch_add(1, Ordering::Relaxed);
+                if let Some(last) = &last {
+                    last.send_replace(text);
+                }
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (from, count, spent) = (Instant::now(), frames.load(Ordering::Relaxed), cpu::of_process(server)?);
+    tokio::time::sleep(time).await;
+    let count = (frames.load(Ordering::Relaxed) - count) as f64;
+    let spent = cpu::of_process(server)? - spent;
+    let figures = Figures { frames_per_s: count / from.elapsed().as_secs_f64(), cpu_us: spent / count * 1e6 };
+    let text = String::from_utf8(latest.borrow().clone()).context("a frame is text")?;
+    Ok((figures, text))
+}
+
+/// The limit: a tokio-tungstenite server that wakes the task of each socket, which sends the same frame; when all have, again.
+/// (One whose sockets send without being woken only fills the kernel's buffers, many frames a wake: nobody pushes so.)
+pub async fn bare_server(settings: &BareSettings) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(&settings.listen).await?;
+    println!("ready");
+    let (round, sent, sockets) =
+        (Arc::new(watch::Sender::new(0_u64)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (rounds, all_sent, counted) = (Arc::clone(&round), Arc::clone(&sent), Arc::clone(&sockets));
+    let (done, mut next) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            all_sent.store(0, Ordering::SeqCst);
+            rounds.send_modify(|round| *round += 1);
+            // A socket that comes or goes in between must not stop the others.
+            while all_sent.load(Ordering::SeqCst) < counted.load(Ordering::SeqCst).max(1) {
+                drop(tokio::time::timeout(Duration::from_millis(100), next.recv()).await);
+            }
+        }
+    });
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let (frame, mut round, done) = (Message::text(settings.frame.clone()), round.subscribe(), done.clone());
+        let (sent, sockets) = (Arc::clone(&sent), Arc::clone(&sockets));
+        tokio::spawn(async move {
+            let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
+            let Ok(mut socket) = tokio_tungstenite::accept_async_with_config(stream, Some(config)).await else {
+                return;
+            };
+            sockets.fetch_add(1, Ordering::SeqCst);
+            while round.changed().await.is_ok() && socket.send(frame.clone()).await.is_ok() {
+                if sent.fetch_add(1, Ordering::SeqCst) + 1 >= sockets.load(Ordering::SeqCst) {
+                    let _ = done.send(());
+                }
+            }
+        });
+    }
+}
