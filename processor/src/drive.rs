@@ -3,12 +3,14 @@
 use crate::decider::{Action, Decider, Progress};
 use crate::group::Group;
 use crate::outbox::Outbox;
+use crate::packing::Batch;
 use crate::readers::Readers;
 use crate::wake::{Inbox, Wake};
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::Stop;
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
@@ -25,7 +27,11 @@ const TURN_MAX: Duration = Duration::from_millis(5);
 const PATIENT_INTERVAL: Duration = Duration::from_millis(1);
 /// Viewers who get snapshots in one turn because a batch was lost.
 const MADE_GOOD_AT_ONCE_MAX: usize = 1_000;
-const END_FLUSH: Duration = Duration::from_secs(3);
+/// The end has so long for its last words: with the handover, and leaving the group, all of it takes less than 10 s.
+const END_LIMIT: Duration = Duration::from_millis(1_500);
+/// So long a full queue of batches may not move at all. Then all that waits for room is given up.
+const NO_ROOM_MAX: Duration = Duration::from_secs(3);
+const ROOM_POLL: Duration = Duration::from_millis(1);
 
 /// Everything an engine's thread has.
 pub(crate) struct Drive {
@@ -38,6 +44,16 @@ pub(crate) struct Drive {
     pub appender: Appender,
     pub kafka: Kafka,
     pub started_at: Instant,
+    /// Batches that there is no room for yet. As long as there are any, nothing more is decided.
+    pub waiting: Waiting,
+}
+
+/// Batches that wait for room, oldest first.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    batches: VecDeque<Batch>,
+    /// Since when the first of them has waited.
+    since: Option<Instant>,
 }
 
 impl Drive {
@@ -65,6 +81,12 @@ impl Drive {
             }
             let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
             let patience = match due.saturating_duration_since(now) {
+                _ if !self.waiting.batches.is_empty() => {
+                    std::thread::sleep(ROOM_POLL);
+                    self.send_waiting();
+                    self.tick_if_due(&mut next_tick, &mut actions, broken);
+                    continue;
+                }
                 _ if unfinished => Duration::ZERO,
                 patience if self.decider.reads_older() => patience.min(PATIENT_INTERVAL),
                 patience => patience,
@@ -101,12 +123,7 @@ impl Drive {
                 }
                 self.decider.make_good(lost, TimestampMs::now());
             }
-            if now >= next_tick {
-                next_tick = now + TICK;
-                if let Err(because) = self.tick(&mut actions) {
-                    give_up(&because, broken);
-                }
-            }
+            self.tick_if_due(&mut next_tick, &mut actions, broken);
             if now >= next_cleaning {
                 next_cleaning = now + CLEANING_INTERVAL;
                 self.decider.clean(&mut actions);
@@ -117,7 +134,47 @@ impl Drive {
         }
         self.decider.end(TimestampMs::now(), self.started_at.elapsed(), &mut actions);
         self.act(&mut actions, broken);
-        self.outbox.flush(END_FLUSH);
+        let deadline = Instant::now() + END_LIMIT;
+        while !self.waiting.batches.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(ROOM_POLL);
+            self.send_waiting();
+        }
+        self.outbox.end(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    fn tick_if_due(&mut self, next_tick: &mut Instant, actions: &mut Vec<Action>, broken: &Stop) {
+        let now = Instant::now();
+        if now >= *next_tick {
+            *next_tick = now + TICK;
+            if let Err(because) = self.tick(actions) {
+                give_up(&because, broken);
+            }
+        }
+    }
+
+    /// Sends what there is room for now.
+    fn send_waiting(&mut self) {
+        while let Some(batch) = self.waiting.batches.pop_front() {
+            let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
+            if self.outbox.send(&topic, &batch) {
+                if let Some(since) = self.waiting.since.take() {
+                    metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());
+                }
+                continue;
+            }
+            if self.waiting.since.get_or_insert_with(Instant::now).elapsed() < NO_ROOM_MAX {
+                self.waiting.batches.push_front(batch);
+                return;
+            }
+            // The next ones find out for themselves whether there is room by now.
+            metrics::histogram!("nearby_outbox_wait_seconds").record(NO_ROOM_MAX);
+            self.outbox.give_up(&topic, &batch);
+            for batch in self.waiting.batches.drain(..) {
+                let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
+                self.outbox.give_up(&topic, &batch);
+            }
+            self.waiting.since = None;
+        }
     }
 
     fn wake(&mut self, wake: Wake, actions: &mut Vec<Action>) {
@@ -165,8 +222,8 @@ impl Drive {
                 Action::Claim(partitions) => self.group.claim(partitions),
                 Action::Watch(partitions) => self.group.watch(self.engine, partitions),
                 Action::Send(batch) => {
-                    let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
-                    self.outbox.send(&topic, &batch);
+                    self.waiting.batches.push_back(batch);
+                    self.send_waiting();
                 }
                 Action::EndSession(partition, user, gateway) => self.end_session(partition, user, &gateway),
                 Action::Quit(because) => give_up(&because, broken),

@@ -96,6 +96,7 @@ impl Processor {
         let group = Arc::new(Group::new(kafka.clone(), engines, readiness, stop.clone()));
         let (broken, handover_max, started_at) = (Stop::new(), settings.handover_max, Instant::now());
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
+        let engines_here = inboxes.len();
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let mut decider = Decider::new(Engine::new(engine), partitions, now, kafka.codecs.codec());
             if let Some(since) = newest_since {
@@ -104,12 +105,13 @@ impl Processor {
             let drive = Drive {
                 engine: number,
                 decider,
-                outbox: Outbox::new(kafka)?,
+                outbox: Outbox::new(kafka, engines_here)?,
                 readers: Arc::clone(&readers),
                 group: Arc::clone(&group),
                 appender: appender.clone(),
                 kafka: kafka.clone(),
                 started_at,
+                waiting: drive::Waiting::default(),
             };
             let (stop, broken) = (stop.clone(), broken.clone());
             let thread = std::thread::Builder::new().name(format!("engine {number}"));

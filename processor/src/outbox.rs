@@ -1,7 +1,8 @@
 //! Batches on their way into Kafka; who was told by one that got lost is remembered.
 //!
-//! A processor that catches up decides faster than a broker takes it in. So the engine waits for room: were batches dropped
-//! then, or left to wait until they time out, their viewers would have to get snapshots, which is more to send than before.
+//! A processor that catches up decides faster than a broker takes it in. So batches wait for room, and no more is decided
+//! meanwhile: were they dropped, or left in the producer's queue until they time out, their viewers would have to get
+//! snapshots, which is more to send than before.
 
 use crate::packing::{Batch, viewers_of};
 use nearby_engine::GatewayIndex;
@@ -12,43 +13,83 @@ use nearby_service::kafka::Kafka;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message};
-use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Batches and their bytes on the way: a few seconds' worth of a slow broker, well below the delivery timeout.
+/// Batches and their bytes on the way from one process: a few seconds' worth of a slow broker, well below the delivery timeout.
 const BATCHES_MAX: usize = 16_384;
 const BYTES_MAX: usize = 128 * 1024 * 1024;
-/// So long a full queue may not move at all. Then batches are given up, until there is room again.
-const NO_ROOM_MAX: Duration = Duration::from_secs(3);
-const ROOM_POLL: Duration = Duration::from_millis(1);
-/// A gateway of whose batches more than this are on the way, and none was acknowledged for so long, gets no more: its topic's
-/// broker is away, and the others need the room.
+/// When half of the room is taken, a gateway of whose batches more than this are on the way, and none was acknowledged for so
+/// long, gets no more: its topic's broker is away, and the others need the room.
 const SHARE_MAX: usize = 32;
 const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// Losses are told in the log at most so often.
+const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends batches.
 pub(crate) struct Outbox {
     producer: ThreadedProducer<Deliveries>,
-    /// The queue was full for too long, and was not seen otherwise since.
-    stuck: Cell<bool>,
 }
 
 struct Deliveries {
     codec: Codec<FriendMovedBatch>,
     /// Viewers, each on one gateway, whose notices were not acknowledged.
     unacknowledged: Mutex<BTreeSet<(GatewayIndex, UserId)>>,
-    /// By index of the gateway.
-    on_the_way: Mutex<Vec<OnTheWay>>,
+    on_the_way: Mutex<OnTheWay>,
+    warned_at: Mutex<Option<Instant>>,
+    /// Nobody will make good for anything any more.
+    ended: AtomicBool,
 }
 
-/// Batches of one gateway that are neither acknowledged nor given up.
-#[derive(Clone, Copy)]
+/// Batches that are neither acknowledged nor given up.
 struct OnTheWay {
+    count: usize,
+    bytes: usize,
+    count_max: usize,
+    bytes_max: usize,
+    /// By index.
+    gateways: Vec<ToGateway>,
+}
+
+#[derive(Clone, Copy)]
+struct ToGateway {
     count: usize,
     /// When one was acknowledged, or the first of them was sent.
     moved_at: Instant,
+}
+
+impl OnTheWay {
+    fn of(&mut self, gateway: usize) -> &mut ToGateway {
+        if self.gateways.len() <= gateway {
+            self.gateways.resize(gateway + 1, ToGateway { count: 0, moved_at: Instant::now() });
+        }
+        &mut self.gateways[gateway]
+    }
+
+    /// Whether there is a way to the gateway's topic, as far as that can be seen.
+    fn is_open(&self, gateway: usize) -> bool {
+        let is_scarce = self.count > self.count_max / 2 || self.bytes > self.bytes_max / 2;
+        let is_stuck = |to: &ToGateway| to.count >= SHARE_MAX && to.moved_at.elapsed() >= SILENCE_MAX;
+        !(is_scarce && self.gateways.get(gateway).is_some_and(is_stuck))
+    }
+
+    fn leaves(&mut self, gateway: usize, bytes: usize) {
+        self.count += 1;
+        self.bytes += bytes;
+        let to = self.of(gateway);
+        if to.count == 0 {
+            to.moved_at = Instant::now();
+        }
+        to.count += 1;
+    }
+
+    fn arrives(&mut self, gateway: usize, bytes: usize) {
+        self.count -= 1;
+        self.bytes -= bytes;
+        self.of(gateway).count -= 1;
+    }
 }
 
 impl ClientContext for Deliveries {}
@@ -58,44 +99,40 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, gateway: usize) {
-        self.arrived(gateway, result.is_ok());
-        if let Err((error, record)) = result {
-            tracing::warn!(%error, topic = record.topic(), "a batch was not acknowledged: its viewers get snapshots");
-            self.remember(gateway, record.payload().unwrap_or_default());
+        let (record, error) = match result {
+            Ok(record) => (record, None),
+            Err((error, record)) => (record, Some(error)),
+        };
+        let bytes = record.payload().unwrap_or_default();
+        let mut on_the_way = self.on_the_way();
+        on_the_way.arrives(gateway, bytes.len());
+        if error.is_none() {
+            on_the_way.of(gateway).moved_at = Instant::now();
+        }
+        drop(on_the_way);
+        if let Some(error) = error {
+            self.remember(gateway, bytes, record.topic(), &error.to_string());
         }
     }
 }
 
 impl Deliveries {
-    /// Says whether there is still a way to the gateway's topic.
-    fn leaves(&self, gateway: usize) -> bool {
-        let now = Instant::now();
-        let mut on_the_way = self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if on_the_way.len() <= gateway {
-            on_the_way.resize(gateway + 1, OnTheWay { count: 0, moved_at: now });
-        }
-        let of_gateway = &mut on_the_way[gateway];
-        if of_gateway.count == 0 {
-            of_gateway.moved_at = now;
-        }
-        let is_open = of_gateway.count < SHARE_MAX || now.duration_since(of_gateway.moved_at) < SILENCE_MAX;
-        of_gateway.count += usize::from(is_open);
-        is_open
-    }
-
-    /// A batch that had left is acknowledged, or will never be.
-    fn arrived(&self, gateway: usize, acknowledged: bool) {
-        let mut on_the_way = self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_gateway = &mut on_the_way[gateway];
-        of_gateway.count -= 1;
-        if acknowledged {
-            of_gateway.moved_at = Instant::now();
-        }
+    fn on_the_way(&self) -> MutexGuard<'_, OnTheWay> {
+        self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks every viewer of a lost batch.
-    fn remember(&self, gateway: usize, bytes: &[u8]) {
+    fn remember(&self, gateway: usize, bytes: &[u8], topic: &str, because: &str) {
+        if self.ended.load(Ordering::Relaxed) {
+            return;
+        }
         metrics::counter!("nearby_unacknowledged_batches_total").increment(1);
+        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+            *warned_at = Some(Instant::now());
+            tracing::warn!(topic, because, "batches are lost, this one among them: their viewers get snapshots");
+        }
+        drop(warned_at);
         match viewers_of(&self.codec, bytes) {
             Ok(viewers) => {
                 let gateway = GatewayIndex(u32::try_from(gateway).unwrap_or(u32::MAX));
@@ -108,62 +145,69 @@ impl Deliveries {
 }
 
 impl Outbox {
-    pub fn new(kafka: &Kafka) -> Result<Outbox, KafkaError> {
-        Outbox::with_room(kafka, BATCHES_MAX)
+    /// One of so many of this process.
+    pub fn new(kafka: &Kafka, outboxes: usize) -> Result<Outbox, KafkaError> {
+        Outbox::with_room(kafka, (BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024))
     }
 
-    fn with_room(kafka: &Kafka, batches_max: usize) -> Result<Outbox, KafkaError> {
+    fn with_room(kafka: &Kafka, count_max: usize, bytes_max: usize) -> Result<Outbox, KafkaError> {
         let mut config = kafka.writer_config();
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
         config.set("linger.ms", "0");
-        config.set("queue.buffering.max.messages", batches_max.to_string());
-        config.set("queue.buffering.max.kbytes", (BYTES_MAX / 1024).to_string());
-        let (codec, unacknowledged, on_the_way) = (kafka.codecs.codec(), Mutex::default(), Mutex::default());
-        let deliveries = Deliveries { codec, unacknowledged, on_the_way };
-        Ok(Outbox { producer: config.create_with_context(deliveries)?, stuck: Cell::new(false) })
+        config.set("queue.buffering.max.messages", count_max.to_string());
+        config.set("queue.buffering.max.kbytes", (bytes_max / 1024).to_string());
+        let deliveries = Deliveries {
+            codec: kafka.codecs.codec(),
+            unacknowledged: Mutex::default(),
+            on_the_way: Mutex::new(OnTheWay { count: 0, bytes: 0, count_max, bytes_max, gateways: Vec::new() }),
+            warned_at: Mutex::default(),
+            ended: AtomicBool::new(false),
+        };
+        Ok(Outbox { producer: config.create_with_context(deliveries)? })
     }
 
-    /// Hands a batch to Kafka for the topic of its gateway; waits for room while the queue moves.
-    pub fn send(&self, topic: &str, batch: &Batch) {
+    /// Hands a batch to Kafka for the topic of its gateway; says whether there was room. Where there is no way, it is lost.
+    pub fn send(&self, topic: &str, batch: &Batch) -> bool {
+        let (gateway, deliveries) = (batch.gateway.0 as usize, self.producer.client().context());
+        let mut on_the_way = deliveries.on_the_way();
+        if !on_the_way.is_open(gateway) {
+            drop(on_the_way);
+            deliveries.remember(gateway, &batch.bytes, topic, "its broker takes nothing, and others need the room");
+            return true;
+        }
+        on_the_way.leaves(gateway, batch.bytes.len());
+        drop(on_the_way);
+        let record: BaseRecord<'_, (), [u8], usize> =
+            BaseRecord::with_opaque_to(topic, gateway).partition(0).payload(&batch.bytes);
+        if let Err((error, _)) = self.producer.send(record) {
+            deliveries.on_the_way().arrives(gateway, batch.bytes.len());
+            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                return false;
+            }
+            deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
+            return true;
+        }
         metrics::counter!("nearby_batches_total").increment(1);
         metrics::counter!("nearby_batch_bytes_total").increment(batch.bytes.len() as u64);
-        let gateway = batch.gateway.0 as usize;
-        let deliveries = self.producer.client().context();
-        if !deliveries.leaves(gateway) {
-            tracing::warn!(topic, "no broker takes the batches of this gateway: its viewers get snapshots");
-            deliveries.remember(gateway, &batch.bytes);
-            return;
-        }
-        let mut record: BaseRecord<'_, (), [u8], usize> =
-            BaseRecord::with_opaque_to(topic, gateway).partition(0).payload(&batch.bytes);
-        let mut full_since: Option<Instant> = None;
-        while let Err((error, refused)) = self.producer.send(record) {
-            let is_full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
-            let waited = full_since.get_or_insert_with(Instant::now).elapsed();
-            if !is_full || self.stuck.get() || waited >= NO_ROOM_MAX {
-                self.stuck.set(is_full);
-                tracing::warn!(%error, topic, "a batch could not be sent: its viewers get snapshots");
-                deliveries.arrived(gateway, false);
-                deliveries.remember(gateway, &batch.bytes);
-                return;
-            }
-            std::thread::sleep(ROOM_POLL);
-            record = refused;
-        }
-        self.stuck.set(false);
-        if let Some(since) = full_since {
-            metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());
-        }
+        true
     }
 
-    /// Viewers who have to be told everything again, at most so many; each once.
+    /// There is no room for it, and there will be none.
+    pub fn give_up(&self, topic: &str, batch: &Batch) {
+        let gateway = batch.gateway.0 as usize;
+        self.producer.client().context().remember(gateway, &batch.bytes, topic, "no broker takes anything");
+    }
+
+    /// Viewers who have to be told everything again and can be, at most so many; each once.
     pub fn take_unacknowledged(&self, at_once_max: usize) -> BTreeSet<(GatewayIndex, UserId)> {
         let deliveries = self.producer.client().context();
         let mut unacknowledged = deliveries.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = unacknowledged.iter().nth(at_once_max).copied();
-        let rest = rest.map(|first| unacknowledged.split_off(&first)).unwrap_or_default();
-        std::mem::replace(&mut *unacknowledged, rest)
+        let on_the_way = deliveries.on_the_way();
+        let reachable = unacknowledged.iter().filter(|(gateway, _)| on_the_way.is_open(gateway.0 as usize));
+        let taken: BTreeSet<_> = reachable.take(at_once_max).copied().collect();
+        unacknowledged.retain(|lost| !taken.contains(lost));
+        taken
     }
 
     /// Why nothing can be sent any more, if the producer has failed for good.
@@ -171,8 +215,13 @@ impl Outbox {
         self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
-    /// Waits for the acknowledgements of what was sent, at most `limit`.
-    pub fn flush(&self, limit: Duration) {
+    /// Waits for the acknowledgements of what was sent, at most `limit`; after that nobody asks what was lost.
+    pub fn end(&self, limit: Duration) {
+        self.flush(limit);
+        self.producer.client().context().ended.store(true, Ordering::Relaxed);
+    }
+
+    fn flush(&self, limit: Duration) {
         if let Err(error) = self.producer.flush(limit) {
             tracing::warn!(%error, "the last batches were not acknowledged in time");
         }
@@ -194,7 +243,7 @@ mod tests {
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
         let kafka = Kafka::embedded_at(brokers, "");
-        let outbox = Outbox::new(&kafka).expect("a producer");
+        let outbox = Outbox::new(&kafka, 1).expect("a producer");
         let send = || {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });
             outbox.flush(Duration::from_secs(10));
@@ -211,55 +260,62 @@ mod tests {
     }
 
     #[test]
-    fn waits_for_room_while_the_queue_moves() {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        cluster.create_topic("t", 1, 1).expect("creates the topic");
-        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
-        let outbox = Outbox::with_room(&kafka, 5).expect("a producer");
-        for _ in 0..500 {
-            outbox.send("t", &batch_to(UserId(5)));
-        }
-        outbox.flush(Duration::from_secs(60));
-        assert_eq!(outbox.take_unacknowledged(usize::MAX), BTreeSet::new());
-    }
-
-    #[test]
-    fn gives_up_when_the_queue_does_not_move() {
+    fn there_is_no_room_when_the_queue_is_full() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::with_room(&nobody, 100).expect("a producer");
-        let full_of = batch_to(UserId(5));
-        (0..100).for_each(|_| outbox.send("t", &full_of));
-        let (begun, others) = (Instant::now(), |viewer| Batch { gateway: GatewayIndex(1), ..batch_to(UserId(viewer)) });
-        outbox.send("t", &others(6));
-        let waited = begun.elapsed();
-        assert!(waited >= NO_ROOM_MAX, "{waited:?}");
-        outbox.send("t", &others(7));
-        assert!(begun.elapsed() < waited + NO_ROOM_MAX, "waited only once");
-        let lost = BTreeSet::from([6, 7].map(|viewer| (GatewayIndex(1), UserId(viewer))));
-        assert_eq!(outbox.take_unacknowledged(usize::MAX), lost);
+        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX).expect("a producer");
+        assert!((0..100).all(|_| outbox.send("t", &batch_to(0, 5))));
+        assert!(!outbox.send("t", &batch_to(1, 6)));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it was kept for later");
+        outbox.give_up("t", &batch_to(1, 6));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX), lost(&[(1, 6)]));
     }
 
+    /// Gateway 1's topic is on a broker that takes nothing.
     #[test]
     fn a_gateway_whose_broker_is_away_leaves_room_to_the_others() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::new(&nobody).expect("a producer");
-        let send = |gateway, viewer| {
-            outbox.send("t", &Batch { gateway: GatewayIndex(gateway), ..batch_to(UserId(viewer)) });
-        };
-        (0..40).for_each(|_| send(1, 5));
-        assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it may be only slow");
+        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX).expect("a producer");
+        let send = |gateway, viewer| assert!(outbox.send("t", &batch_to(gateway, viewer)));
+        (0..49).for_each(|_| send(1, 5));
         std::thread::sleep(SILENCE_MAX);
         send(1, 6);
+        assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "nobody else needs the room");
         send(2, 7);
-        assert_eq!(outbox.take_unacknowledged(usize::MAX), BTreeSet::from([(GatewayIndex(1), UserId(6))]));
+        send(1, 8);
+        send(2, 9);
+        outbox.give_up("t", &batch_to(2, 9));
+        assert_eq!(outbox.take_unacknowledged(1), lost(&[(2, 9)]), "who cannot be told does not keep others waiting");
+        assert_eq!(outbox.take_unacknowledged(1), lost(&[]));
+
+        let deliveries = outbox.producer.client().context();
+        deliveries.on_the_way().of(1).moved_at = Instant::now();
+        assert_eq!(outbox.take_unacknowledged(1), lost(&[(1, 8)]), "it has moved again");
     }
 
-    fn batch_to(viewer: UserId) -> Batch {
+    #[test]
+    fn what_is_acknowledged_makes_room() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        let outbox = Outbox::with_room(&kafka, 5, BYTES_MAX).expect("a producer");
+        for _ in 0..4 {
+            (0..5).for_each(|_| assert!(outbox.send("t", &batch_to(0, 5))));
+            outbox.flush(Duration::from_secs(30));
+            let on_the_way = outbox.producer.client().context().on_the_way();
+            assert_eq!((on_the_way.count, on_the_way.bytes, on_the_way.gateways[0].count), (0, 0, 0));
+        }
+    }
+
+    fn lost(viewers: &[(u32, i64)]) -> BTreeSet<(GatewayIndex, UserId)> {
+        viewers.iter().map(|(gateway, viewer)| (GatewayIndex(*gateway), UserId(*viewer))).collect()
+    }
+
+    fn batch_to(gateway: u32, viewer: i64) -> Batch {
         let codec = Codec::<FriendMovedBatch>::new();
         let (mut encoder, mut notes) = (BatchEncoder::new(&codec), Notes::default());
         encoder.set_epochs([(0, Epoch(1))]);
         let section = encoder.section(0).expect("has an epoch");
-        encoder.friend_left(&mut notes, section, (UserId(1), LeftReason::Distance), viewer);
-        Batch { gateway: GatewayIndex(0), bytes: encoder.finish(&mut notes, TimestampMs(0)) }
+        encoder.friend_left(&mut notes, section, (UserId(1), LeftReason::Distance), UserId(viewer));
+        Batch { gateway: GatewayIndex(gateway), bytes: encoder.finish(&mut notes, TimestampMs(0)) }
     }
 }

@@ -52,7 +52,10 @@ impl Packing {
         closed: &mut Vec<Batch>,
     ) {
         if *epochs != self.epochs {
-            self.close_all(now, closed);
+            // Sections that are only new disturb nobody.
+            if self.epochs.iter().any(|(partition, epoch)| epochs.get(partition) != Some(epoch)) {
+                self.close_all(now, closed);
+            }
             self.encoder.set_epochs(epochs.iter().map(|(partition, epoch)| (*partition, *epoch)));
             self.epochs.clone_from(epochs);
         }
@@ -95,7 +98,10 @@ impl Packing {
     /// Closes every batch.
     pub fn close_all(&mut self, now: TimestampMs, closed: &mut Vec<Batch>) {
         for (gateway, notes) in (0..).map(GatewayIndex).zip(&mut self.open) {
-            if !notes.is_empty() {
+            if notes.is_empty() {
+                // The gateway may be gone for good.
+                *notes = Notes::default();
+            } else {
                 closed.push(Batch { gateway, bytes: self.encoder.finish(notes, now) });
             }
         }

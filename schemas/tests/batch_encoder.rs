@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// One call of the encoder.
 #[derive(Clone, Debug)]
 enum Notice {
-    Moved { friend: i64, place: Place, viewer: i64, distance_dm: i32 },
+    Moved { friend: i64, place: Place, updated_at: i64, viewer: i64, distance_dm: i32 },
     Left { friend: i64, reason: LeftReason, viewer: i64 },
     ViewerMoved { viewer: i64, place: Place },
     Snapshot { viewer: i64, place: Option<Place>, friends: Vec<(i64, Place)> },
@@ -25,8 +25,15 @@ fn notices() -> impl Strategy<Value = Notice> {
     let place = prop_oneof![Just(Place { lat_e7: 1, lon_e7: -2 }), places()];
     let users = || prop_oneof![0..3_i64, Just(i64::MAX)];
     prop_oneof![
-        (users(), place.clone(), users(), 0..200_151_145)
-            .prop_map(|(friend, place, viewer, distance_dm)| Notice::Moved { friend, place, viewer, distance_dm }),
+        (users(), place.clone(), 8..10_i64, users(), 0..200_151_145).prop_map(
+            |(friend, place, updated_at, viewer, distance_dm)| Notice::Moved {
+                friend,
+                place,
+                updated_at,
+                viewer,
+                distance_dm
+            }
+        ),
         (users(), prop_oneof![Just(LeftReason::Distance), Just(LeftReason::OwnLocation)], users())
             .prop_map(|(friend, reason, viewer)| Notice::Left { friend, reason, viewer }),
         (users(), place.clone()).prop_map(|(viewer, place)| Notice::ViewerMoved { viewer, place }),
@@ -49,9 +56,9 @@ fn snapshot(viewer: i64, place: Option<Place>, friends: &[(i64, Place)]) -> View
 fn write(encoder: &mut BatchEncoder, notes: &mut Notes, partition: i32, notice: &Notice) {
     let section = encoder.section(partition).expect("has an epoch");
     match notice {
-        Notice::Moved { friend, place, viewer, distance_dm } => {
+        Notice::Moved { friend, place, updated_at, viewer, distance_dm } => {
             let viewer = ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm };
-            encoder.friend_moved(notes, section, (UserId(*friend), *place, TimestampMs(9)), viewer);
+            encoder.friend_moved(notes, section, (UserId(*friend), *place, TimestampMs(*updated_at)), viewer);
         }
         Notice::Left { friend, reason, viewer } => {
             encoder.friend_left(notes, section, (UserId(*friend), *reason), UserId(*viewer));
@@ -78,11 +85,11 @@ fn append(events: &mut Told, run: usize, notice: &Notice) {
             last.viewers.push(UserId(*viewer));
             return;
         }
-        (Notice::Moved { friend, place, viewer, distance_dm }, _) => Event::FriendMoved(FriendMoved {
+        (Notice::Moved { friend, place, updated_at, viewer, distance_dm }, _) => Event::FriendMoved(FriendMoved {
             friend: UserId(*friend),
             lat_e7: place.lat_e7,
             lon_e7: place.lon_e7,
-            updated_at: TimestampMs(9),
+            updated_at: TimestampMs(*updated_at),
             viewers: vec![ViewerDistance { viewer: UserId(*viewer), distance_dm: *distance_dm }],
         }),
         (Notice::Left { friend, reason, viewer }, _) => {
@@ -99,9 +106,10 @@ fn append(events: &mut Told, run: usize, notice: &Notice) {
 /// Whether both tell the same to another viewer.
 fn same_run(before: &Notice, notice: &Notice) -> bool {
     match (before, notice) {
-        (Notice::Moved { friend, place, .. }, Notice::Moved { friend: same, place: there, .. }) => {
-            (friend, place) == (same, there)
-        }
+        (
+            Notice::Moved { friend, place, updated_at, .. },
+            Notice::Moved { friend: same, place: there, updated_at: then, .. },
+        ) => (friend, place, updated_at) == (same, there, then),
         (Notice::Left { friend, reason, .. }, Notice::Left { friend: same, reason: because, .. }) => {
             (friend, reason) == (same, because)
         }
