@@ -52,13 +52,16 @@ fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for
 	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument.sh cargo build -p nearby-fuzz --features guided --bins
 	@sh fuzz/run.sh $(SECONDS)
 
-bench: ## What a processor costs, apart by stage and whole, on a real broker (half an hour)
+bench: ## What a processor and a gateway cost, on a real broker, and how late a report arrives (half an hour)
 	sh e2e/setup.sh
 	cargo build --release -p nearby -p nearby-bench
 	target/release/nearby-bench stages
 	target/release/nearby-bench processor
 	target/release/nearby-bench processor --gateways 2 --users 1000000
 	target/release/nearby-bench restore
+	target/release/nearby-bench sockets
+	target/release/nearby-bench transports
+	target/release/nearby-bench latency
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check

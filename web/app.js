@@ -29,7 +29,9 @@ const heard = {
     reach.inactiveAfterMs = frame.inactive_after_s * 1000;
     showReach(reach.radiusM);
     tell(`connected to ${frame.gateway}`);
-    report();
+    // Who stopped sharing without a connection has not been heard.
+    if (me.sharing) report();
+    else acknowledged(nearby.unshare());
   },
 
   snapshot({ friends: reports }) {

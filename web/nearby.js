@@ -326,7 +326,10 @@ export class Nearby {
     const wasOpen = this.isOpen;
     const drainMs = this.#drainMs;
     this.#end(reason);
+    const generation = this.#generation;
     this.#emit('close', { code, reason });
+    // Whoever heard it has closed, or connected anew.
+    if (generation !== this.#generation) return;
     const how = [`closed with ${code}`, reason].filter(Boolean).join(' ');
     if (reason === 'token_expired') this.#tokenReason = 'expired';
     // Before the upgrade a browser tells no status: it may have been 401.
@@ -373,7 +376,14 @@ export class Nearby {
   }
 
   #emit(name, ...args) {
-    this.#listeners.get(name)?.forEach((listener) => listener(...args));
+    this.#listeners.get(name)?.forEach((listener) => {
+      try {
+        listener(...args);
+      } catch (error) {
+        // Its own fault: it is reported as if nobody had called it from here, and the others hear.
+        queueMicrotask(() => { throw error; });
+      }
+    });
   }
 }
 

@@ -15,6 +15,8 @@ const STEP: Duration = Duration::from_secs(10);
 /// Pairs that connect at a time.
 const AT_ONCE: usize = 50;
 const RUN_IN_MS: i64 = 1_000;
+/// What is under way at the end has so long to arrive.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Settings.
 #[derive(clap::Args)]
@@ -65,15 +67,17 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
             one_pair(hears, reports, period, time).await
         });
     }
-    let mut latencies_ms = Vec::new();
+    let (mut latencies_ms, mut sent) = (Vec::new(), 0);
     while let Some(pair) = tasks.join_next().await {
-        latencies_ms.extend(pair??);
+        let (of_pair, arrived) = pair??;
+        sent += of_pair;
+        latencies_ms.extend(arrived);
     }
     latencies_ms.sort_unstable();
     let quantile = |part: f64| latencies_ms.get(((latencies_ms.len() as f64 - 1.0) * part) as usize).copied();
     let [p50, p95, p99, max] = [0.5, 0.95, 0.99, 1.0].map(|part| quantile(part).unwrap_or(-1));
     println!(
-        "{} reports/s for {} s: {} moves arrived, p50 {p50} ms, p95 {p95} ms, p99 {p99} ms, max {max} ms",
+        "{:.0} reports/s for {} s: {sent} sent, {} arrived one by one, p50 {p50} ms, p95 {p95} ms, p99 {p99} ms, max {max} ms",
         f64::from(settings.pairs) * settings.rate_per_s,
         settings.duration_s,
         latencies_ms.len()
@@ -81,24 +85,28 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Latencies in ms, by the machine's clock: both ends are here. Those of the first second are left out.
+/// Reports sent, and latencies in ms of those that arrived, by the machine's clock: both ends are here. Those of the first second are left out.
 async fn one_pair(
     mut hears: Connection,
     mut reports: Connection,
     period: Duration,
     time: Duration,
-) -> anyhow::Result<Vec<i64>> {
+) -> anyhow::Result<(usize, Vec<i64>)> {
     let begins_ms = now_ms()? + RUN_IN_MS;
     let until = Instant::now() + Duration::from_millis(RUN_IN_MS.unsigned_abs()) + time;
     hears.report(50.0, 8.0, now_ms()?).await?;
-    let mut latencies_ms = Vec::new();
+    let (mut latencies_ms, mut sent) = (Vec::new(), 0);
     let (mut tick, mut step) = (interval_at(Instant::now() + period.mul_f64(rand::random()), period), 0.0);
-    while Instant::now() < until {
+    while Instant::now() < until + DRAIN {
         tokio::select! {
             due = tick.tick() => {
+                if due >= until {
+                    continue;
+                }
                 step = if step > 0.01 { 0.0 } else { step + 0.000_1 };
-                let late_ms = i64::try_from(due.elapsed().as_millis())?;
-                reports.report(50.0 + step, 8.0, now_ms()? - late_ms).await?;
+                let due_ms = now_ms()? - i64::try_from(due.elapsed().as_millis())?;
+                sent += usize::from(due_ms >= begins_ms);
+                reports.report(50.0 + step, 8.0, due_ms).await?;
             }
             heard = hears.next() => {
                 if let Heard::Update { arrived_ms, .. } = heard? {
@@ -112,7 +120,7 @@ async fn one_pair(
     }
     hears.close().await?;
     reports.close().await?;
-    Ok(latencies_ms)
+    Ok((sent, latencies_ms))
 }
 
 async fn connected(api: &Api, user: i64) -> anyhow::Result<Connection> {

@@ -42,9 +42,18 @@ enum Bench {
     Restore(restore::Settings),
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().bench {
+fn main() -> anyhow::Result<()> {
+    let bench = Cli::parse().bench;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Thousands of clients, or a server that is compared with ours, may have all cores; the others only wait for processes.
+    if !matches!(bench, Bench::Sockets(_) | Bench::Transports(_) | Bench::Latency(_) | Bench::BareServer(_)) {
+        runtime.worker_threads(1);
+    }
+    runtime.enable_all().build()?.block_on(run(bench))
+}
+
+async fn run(bench: Bench) -> anyhow::Result<()> {
+    match bench {
         Bench::Stages(settings) => stages::run(&settings).await,
         Bench::Processor(settings) => pipeline::run(&settings).await,
         Bench::Latency(settings) => latency::run(&settings).await,

@@ -30,7 +30,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// Newer than any owner: the gateway believes the bench alone.
 const EPOCH: Epoch = Epoch(i64::MAX / 2);
 /// Batches that are on their way to the gateway.
-const BATCHES_AHEAD: usize = 8;
+const BATCHES_AHEAD: u64 = 8;
 
 /// Settings of `nearby-bench sockets`.
 #[derive(clap::Args)]
@@ -144,9 +144,9 @@ async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figure
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
     let topic = format!("friend-moved-{}", gateway["gateway"].as_str().context("a gateway")?);
     let partitions = tokio::task::block_in_place(|| kafka.check_topics())?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop)));
-    let read = read(lines, edge.gateway.nearby.pid(), time).await;
+    let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&frames)));
+    let read = read(lines, edge.gateway.nearby.pid(), time, frames).await;
     stop.store(true, Ordering::Relaxed);
     telling.await??;
     read
@@ -158,26 +158,32 @@ async fn tell(
     sockets: usize,
     partitions: i32,
     stop: Arc<AtomicBool>,
+    frames: Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     let (appender, codec) = (Appender::new(&kafka)?, kafka.codecs.codec());
     let mut encoder = BatchEncoder::new(&codec);
     encoder.set_epochs((0..partitions).map(|partition| (partition, EPOCH)));
     let (mut notes, mut on_the_way) = (Notes::default(), JoinSet::new());
-    for step in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
+    let mut step = 0_i32;
+    while !stop.load(Ordering::Relaxed) {
+        // Otherwise the gateway reads what it then has to throw away.
+        if frames.load(Ordering::Relaxed) < (u64::try_from(step)?).saturating_sub(BATCHES_AHEAD) * sockets as u64 {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+            continue;
         }
-        let place = Place { lat_e7: 407_000_000 + step % 1_000, lon_e7: -740_000_000 };
+        let (now, lat_e7) = (TimestampMs::now(), 407_000_000 + step % 1_000);
+        step += 1;
+        let place = Place { lat_e7, lon_e7: -740_000_000 };
         for viewer in (1..=i64::try_from(sockets)?).map(UserId) {
             let section = encoder.section(partition_of(viewer, partitions)).context("has an epoch")?;
-            let moved = (UserId(9_000_000), place, TimestampMs::now());
+            let moved = (UserId(9_000_000), place, now);
             encoder.friend_moved(&mut notes, section, moved, ViewerDistance { viewer, distance_dm: 12_345 });
         }
         ensure!(notes.bytes() < BATCH_BYTES_MAX, "fewer sockets, please");
         let value = Some(encoder.finish(&mut notes, TimestampMs::now()));
         encoder.forget();
         on_the_way.spawn(appender.append_one(Outgoing { topic: topic.clone(), value, ..Outgoing::default() }));
-        if on_the_way.len() >= BATCHES_AHEAD {
+        if on_the_way.len() as u64 >= BATCHES_AHEAD {
             on_the_way.join_next().await.context("one is on the way")??.map_err(|error| anyhow::anyhow!("{error}"))?;
         }
     }
@@ -193,12 +199,16 @@ async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Resu
     for _ in 0..sockets {
         lines.push(Line::upgrade(&format!("http://{listen}"), "none").await?);
     }
-    Ok(read(lines, server.pid(), time).await?.0)
+    Ok(read(lines, server.pid(), time, Arc::new(AtomicU64::new(0))).await?.0)
 }
 
 /// Counts what arrives after a second of running in.
-async fn read(lines: Vec<Line>, server: u32, time: Duration) -> anyhow::Result<(Figures, String)> {
-    let frames = Arc::new(AtomicU64::new(0));
+async fn read(
+    lines: Vec<Line>,
+    server: u32,
+    time: Duration,
+    frames: Arc<AtomicU64>,
+) -> anyhow::Result<(Figures, String)> {
     let (mut reading, (last, latest)) = (JoinSet::new(), watch::channel(Vec::new()));
     for (number, mut line) in lines.into_iter().enumerate() {
         let (frames, last) = (Arc::clone(&frames), (number == 0).then(|| last.clone()));
@@ -217,6 +227,7 @@ async fn read(lines: Vec<Line>, server: u32, time: Duration) -> anyhow::Result<(
     tokio::time::sleep(time).await;
     let count = (frames.load(Ordering::Relaxed) - count) as f64;
     let spent = cpu::of_process(server)? - spent;
+    ensure!(count > 0.0, "nothing arrived");
     let figures = Figures { frames_per_s: count / from.elapsed().as_secs_f64(), cpu_us: spent / count * 1e6 };
     let text = String::from_utf8(latest.borrow().clone()).context("a frame is text")?;
     Ok((figures, text))
@@ -236,9 +247,8 @@ pub async fn bare_server(settings: &BareSettings) -> anyhow::Result<()> {
             all_sent.store(0, Ordering::SeqCst);
             rounds.send_modify(|round| *round += 1);
             // A socket that comes or goes in between must not stop the others.
-            while all_sent.load(Ordering::SeqCst) < counted.load(Ordering::SeqCst).max(1) {
-                drop(tokio::time::timeout(Duration::from_millis(100), next.recv()).await);
-            }
+            let all = || all_sent.load(Ordering::SeqCst) >= counted.load(Ordering::SeqCst).max(1);
+            while !all() && tokio::time::timeout(Duration::from_millis(100), next.recv()).await.is_ok() {}
         }
     });
     loop {
@@ -254,7 +264,7 @@ pub async fn bare_server(settings: &BareSettings) -> anyhow::Result<()> {
             sockets.fetch_add(1, Ordering::SeqCst);
             while round.changed().await.is_ok() && socket.send(frame.clone()).await.is_ok() {
                 if sent.fetch_add(1, Ordering::SeqCst) + 1 >= sockets.load(Ordering::SeqCst) {
-                    let _ = done.send(());
+                    done.send(()).ok();
                 }
             }
         });

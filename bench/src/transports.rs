@@ -15,8 +15,10 @@ const GROUP: i64 = 10;
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Reports go out in so many parts of that time.
 const PARTS: i64 = 50;
-/// Before anything is measured: connections are made, views are there.
+/// Before anything is measured connections are made, and views are there: this, and an interval of polling.
 const RUN_IN: Duration = Duration::from_secs(12);
+/// The server closes a connection that was idle for 10 s.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 /// Reports of the bench's own hand, above every client.
 const REPORTER: i64 = 8_000_000;
 
@@ -44,7 +46,7 @@ struct Experience {
     requests: usize,
     bytes_in: usize,
     bytes_out: usize,
-    /// From the report of a friend to its appearance here.
+    /// From the report of a friend to a view that is not older.
     staleness_ms: Vec<i64>,
 }
 
@@ -69,7 +71,7 @@ async fn one(transport: Transport, clients: i64, time: Duration) -> anyhow::Resu
     let edge = Edge::start(&["--accept-rate-per-s", "50000"])?;
     befriend(&edge, clients).await?;
     let reporting = tokio::spawn(report(edge.cluster.ingest.url.clone(), edge.token(REPORTER)?, clients));
-    let from = Instant::now() + RUN_IN;
+    let from = Instant::now() + RUN_IN + transport.interval();
     let until = from + time;
     let mut living = JoinSet::new();
     for user in 1..=clients {
@@ -111,6 +113,10 @@ async fn one(transport: Transport, clients: i64, time: Duration) -> anyhow::Resu
 }
 
 impl Transport {
+    fn interval(self) -> Duration {
+        if let Transport::Polling(interval) = self { interval } else { Duration::ZERO }
+    }
+
     fn name(self) -> String {
         match self {
             Transport::WebSocket => "WebSocket".to_owned(),
@@ -215,6 +221,9 @@ impl Client {
             if at >= self.until {
                 return Ok(());
             }
+            if interval > IDLE_MAX {
+                line = Line::connect(&self.base).await?;
+            }
             let (bytes_in, bytes_out) = (line.bytes_in, line.bytes_out);
             let head = line.get(&self.base, "/v1/nearby", &self.token, "", 200).await?;
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).context("a length")?;
@@ -229,7 +238,7 @@ impl Client {
         }
     }
 
-    /// How old what is new in a frame is.
+    /// How late it is known here, for every report that a frame shows or makes up for: who polls sees the latest alone.
     fn hear(&mut self, frame: &[u8]) -> Vec<i64> {
         let now_ms = nearby_schemas::TimestampMs::now().0;
         let text = std::str::from_utf8(frame).unwrap_or_default();
@@ -242,8 +251,11 @@ impl Client {
             let (Some(id), Some(updated_at)) = (friend["id"].as_str(), friend["updated_at_ms"].as_i64()) else {
                 continue;
             };
-            if self.seen.insert(id.to_owned(), updated_at) != Some(updated_at) {
-                staleness_ms.push(now_ms - updated_at);
+            let before = self.seen.insert(id.to_owned(), updated_at).unwrap_or(updated_at - 1);
+            let mut reported_at = updated_at;
+            while reported_at > before {
+                staleness_ms.push(now_ms - reported_at);
+                reported_at -= REPORT_INTERVAL.as_millis() as i64;
             }
         }
         staleness_ms

@@ -24,6 +24,9 @@ const SEND_BUFFER_BYTES: u32 = 32 * 1024;
 /// Connections that wait to be accepted: clients of a gateway that has ended come all at once. The system may allow less.
 const BACKLOG: u32 = 4_096;
 
+/// A connection whose peer takes nothing for so long is given up by the system, whoever holds it here.
+const PEER_SILENCE_MAX_MS: u32 = 75_000;
+
 /// Takes the port, so that a busy one is found before anything is started.
 pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     bind(address).map_err(|error| BadSetting(format!("cannot listen on {address}: {error}")).into())
@@ -34,6 +37,8 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    #[cfg(target_os = "linux")]
+    rustix::net::sockopt::set_tcp_user_timeout(&socket, PEER_SILENCE_MAX_MS)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

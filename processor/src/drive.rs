@@ -79,32 +79,20 @@ impl Drive {
             if broken.is_cancelled() {
                 break;
             }
+            if !self.waiting.batches.is_empty() {
+                std::thread::sleep(ROOM_POLL);
+                self.send_waiting();
+                self.tick_if_due(&mut next_tick, &mut actions, broken);
+                continue;
+            }
             let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
             let patience = match due.saturating_duration_since(now) {
-                _ if !self.waiting.batches.is_empty() => {
-                    std::thread::sleep(ROOM_POLL);
-                    self.send_waiting();
-                    self.tick_if_due(&mut next_tick, &mut actions, broken);
-                    continue;
-                }
                 _ if unfinished => Duration::ZERO,
                 patience if self.decider.reads_older() => patience.min(PATIENT_INTERVAL),
                 patience => patience,
             };
-            match inbox.wakes.recv_timeout(patience) {
-                Ok(wake) => {
-                    let begun = Instant::now();
-                    self.wake(wake, &mut actions);
-                    for wake in inbox.wakes.try_iter().take(WAKES_AT_ONCE_MAX) {
-                        self.wake(wake, &mut actions);
-                        if begun.elapsed() >= TURN_MAX {
-                            break;
-                        }
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                // Cannot happen while the group has the other end.
-                Err(RecvTimeoutError::Disconnected) => break,
+            if !self.take_wakes(inbox, patience, &mut actions) {
+                break;
             }
             // What can wait gets a turn, too, however much else there is: as much as it is given at once.
             let more = match inbox.patient.try_recv() {
@@ -140,6 +128,26 @@ impl Drive {
             self.send_waiting();
         }
         self.outbox.end(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    /// Takes what has come, at most for a turn; false if nothing can come any more.
+    fn take_wakes(&mut self, inbox: &Inbox, patience: Duration, actions: &mut Vec<Action>) -> bool {
+        match inbox.wakes.recv_timeout(patience) {
+            Ok(wake) => {
+                let begun = Instant::now();
+                self.wake(wake, actions);
+                for wake in inbox.wakes.try_iter().take(WAKES_AT_ONCE_MAX) {
+                    self.wake(wake, actions);
+                    if begun.elapsed() >= TURN_MAX {
+                        break;
+                    }
+                }
+                true
+            }
+            Err(RecvTimeoutError::Timeout) => true,
+            // Cannot happen while the group has the other end.
+            Err(RecvTimeoutError::Disconnected) => false,
+        }
     }
 
     fn tick_if_due(&mut self, next_tick: &mut Instant, actions: &mut Vec<Action>, broken: &Stop) {

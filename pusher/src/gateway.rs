@@ -75,16 +75,21 @@ impl Gateway {
         if self.hub.sockets() >= self.settings.capacity {
             return refuse("gateway_full", "this gateway is full: ask GET /v1/gateway for another");
         }
+        let too_many = || {
+            let detail = "this user has too many sockets on this gateway";
+            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sockets", detail);
+            Problem { retry_after_s: Some(SOCKETS_RETRY_AFTER_S), ..problem }
+        };
+        // Before the arrival is counted: one user who tries and tries must not keep everybody else out.
+        if !self.hub.has_room(user) {
+            return Err(too_many());
+        }
         if self.arrivals.check().is_err() {
             let problem = Problem::unavailable("overloaded", "too many clients at once");
             let retry_after_s = rand::rng().random_range(1..=RETRY_WITHIN_S);
             return Err(Problem { retry_after_s: Some(retry_after_s), ..problem });
         }
-        self.hub.connect(user).ok_or_else(|| {
-            let detail = "this user has too many sockets on this gateway";
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sockets", detail);
-            Problem { retry_after_s: Some(SOCKETS_RETRY_AFTER_S), ..problem }
-        })
+        self.hub.connect(user).ok_or_else(too_many)
     }
 
     /// Ends when it is a client's turn to go, which is drawn: all of them at once would be a stampede elsewhere. Until then

@@ -99,6 +99,11 @@ impl Hub {
         self.unwritten.load(Ordering::Relaxed) + unacknowledged.len()
     }
 
+    /// Whether the user may have one more socket.
+    pub fn has_room(&self, user: UserId) -> bool {
+        self.shard(user).has_room(user)
+    }
+
     /// A client has come. It opens its user's session, which asks for a snapshot, unless another client has done so before.
     /// None if the user has too many sockets.
     pub fn connect(self: &Arc<Self>, user: UserId) -> Option<Connection> {

@@ -99,11 +99,12 @@ impl Door {
     /// Whether a request may come in.
     fn check(&self, peer: IpAddr, request: &http::Request<Incoming>) -> Result<(), Problem> {
         let path = request.uri().path();
-        if OPERATIONS_PATHS.contains(&path) {
-            return Ok(());
-        }
         if let Some(addresses) = &self.addresses {
             addresses.take(peer, request.headers())?;
+        }
+        // Probes come by address.
+        if OPERATIONS_PATHS.contains(&path) {
+            return Ok(());
         }
         self.hosts.check_host(request.uri(), request.headers())?;
         if path == STREAM_PATH { self.hosts.check_origin(request.headers()) } else { Ok(()) }
