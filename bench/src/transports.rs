@@ -253,9 +253,14 @@ impl Client {
             };
             let before = self.seen.insert(id.to_owned(), updated_at).unwrap_or(updated_at - 1);
             let mut reported_at = updated_at;
+            let interval_ms = REPORT_INTERVAL.as_millis() as i64;
+            // Reports are not due to the millisecond.
             while reported_at > before {
                 staleness_ms.push(now_ms - reported_at);
-                reported_at -= REPORT_INTERVAL.as_millis() as i64;
+                reported_at -= interval_ms;
+                if reported_at < before + interval_ms / 2 {
+                    break;
+                }
             }
         }
         staleness_ms

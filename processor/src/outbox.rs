@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Batches and their bytes on the way from one process: a few seconds' worth of a slow broker, well below the delivery timeout.
-const BATCHES_MAX: usize = 16_384;
-const BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Batches and their bytes on the way from one process: a second's worth of a slow broker with a thousand gateways, which serves
+/// their topics in no fair order. With four times as much some batches waited for longer than the delivery timeout.
+const BATCHES_MAX: usize = 4_096;
+const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// When half of the room is taken, a gateway of whose batches more than this are on the way, and none was acknowledged for so
 /// long, gets no more: its topic's broker is away, and the others need the room.
-const SHARE_MAX: usize = 32;
+const SHARE_MAX: usize = 4;
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Losses are told in the log at most so often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
