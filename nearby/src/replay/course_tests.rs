@@ -66,7 +66,7 @@ fn story() -> Vec<(TimestampMs, Input)> {
 #[test]
 fn begins_with_snapshots_of_what_was_and_tells_what_happens() {
     expect_test::expect![[r#"
-        {"emitted_at":1000000,"gateway":"replay","viewer":"2","type":"snapshot","lat":40.75,"lon":-73.9857,"friends":[{"friend":"1","lat":40.74,"lon":-73.9857,"updated_at":995000,"distance_m":1112}]}
+        {"emitted_at":1000005,"gateway":"replay","viewer":"2","type":"snapshot","lat":40.75,"lon":-73.9857,"friends":[{"friend":"1","lat":40.74,"lon":-73.9857,"updated_at":995000,"distance_m":1112}]}
         {"emitted_at":1000005,"gateway":"replay","viewer":"1","type":"snapshot","lat":40.74,"lon":-73.9857,"friends":[{"friend":"2","lat":40.75,"lon":-73.9857,"updated_at":996000,"distance_m":1112}]}
         {"emitted_at":1000015,"gateway":"replay","viewer":"2","type":"viewer_moved","lat":40.76,"lon":-73.9857}
         {"emitted_at":1000015,"gateway":"replay","viewer":"1","type":"moved","friend":"2","lat":40.76,"lon":-73.9857,"updated_at":1000010,"distance_m":2223.9}
