@@ -160,28 +160,21 @@ impl Drive {
         }
     }
 
-    /// Sends what there is room for now.
+    /// Sends what there is room for now. When nothing has left for too long, all that waits is given up.
     fn send_waiting(&mut self) {
-        while let Some(batch) = self.waiting.batches.pop_front() {
-            let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
-            if self.outbox.send(&topic, &batch) {
-                if let Some(since) = self.waiting.since.take() {
-                    metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());
-                }
-                continue;
-            }
-            if self.waiting.since.get_or_insert_with(Instant::now).elapsed() < NO_ROOM_MAX {
-                self.waiting.batches.push_front(batch);
+        let Waiting { batches, since } = &mut self.waiting;
+        let topic = |batch: &Batch| self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
+        while let Some(batch) = batches.front() {
+            if self.outbox.send(&topic(batch), batch) {
+                batches.pop_front();
+            } else if since.get_or_insert_with(Instant::now).elapsed() < NO_ROOM_MAX {
                 return;
+            } else {
+                batches.drain(..).for_each(|batch| self.outbox.give_up(&topic(&batch), &batch));
             }
-            // The next ones find out for themselves whether there is room by now.
-            metrics::histogram!("nearby_outbox_wait_seconds").record(NO_ROOM_MAX);
-            self.outbox.give_up(&topic, &batch);
-            for batch in self.waiting.batches.drain(..) {
-                let topic = self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
-                self.outbox.give_up(&topic, &batch);
+            if let Some(since) = since.take() {
+                metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());
             }
-            self.waiting.since = None;
         }
     }
 

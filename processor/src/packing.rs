@@ -71,11 +71,10 @@ impl Packing {
                 tracing::error!(partition = to.partition, "a notice for a partition that is not served");
                 continue;
             };
-            self.since.get_or_insert(clock);
             if self.encoder.heads() >= HEADS_MAX {
                 self.close_all(now, closed);
-                self.since = Some(clock);
             }
+            self.since.get_or_insert(clock);
             let index = to.gateway.0 as usize;
             if self.open.len() <= index {
                 self.open.resize_with(index + 1, Notes::default);
