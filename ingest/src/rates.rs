@@ -4,7 +4,6 @@ use governor::clock::{Clock, DefaultClock, Reference};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
-use http::StatusCode;
 use nearby_schemas::UserId;
 use nearby_service::problem::Problem;
 use nearby_service::settings::EdgeSettings;
@@ -35,9 +34,12 @@ impl<C: Clock + Clone> Rates<C> {
             Ok(Ok(())) => Ok(()),
             Ok(Err(not_until)) => {
                 let wait = not_until.earliest_possible().duration_since(self.clock.now());
-                Err(limited(whole_seconds(wait.into()), "too many reports: wait before sending again".to_owned()))
+                Err(Problem::too_many("rate_limited", "too many reports: wait before sending again", wait.into()))
             }
-            Err(_) => Err(limited(1, format!("more than {} reports at once: send them in parts", self.burst))),
+            Err(_) => {
+                let detail = format!("more than {} reports at once: send them in parts", self.burst);
+                Err(Problem::too_many("rate_limited", detail, Duration::ZERO))
+            }
         }
     }
 
@@ -53,20 +55,11 @@ impl<C: Clock + Clone> Rates<C> {
     }
 }
 
-fn whole_seconds(wait: Duration) -> u32 {
-    let started = u64::from(wait.subsec_nanos() > 0);
-    u32::try_from(wait.as_secs() + started).unwrap_or(u32::MAX).max(1)
-}
-
-fn limited(retry_after_s: u32, detail: String) -> Problem {
-    let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
-    Problem { retry_after_s: Some(retry_after_s), ..problem }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use governor::clock::FakeRelativeClock;
+    use http::StatusCode;
 
     const ANN: UserId = UserId(1);
     const BOB: UserId = UserId(2);

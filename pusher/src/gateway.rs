@@ -4,7 +4,6 @@ use crate::frames::Rules;
 use crate::hub::{Connection, Hub};
 use crate::wire::Wire;
 use governor::DefaultDirectRateLimiter;
-use http::StatusCode;
 use nearby_ingest::reports::Reports;
 use nearby_schemas::{GatewayId, UserId};
 use nearby_service::Stop;
@@ -18,7 +17,7 @@ use tokio_util::task::TaskTracker;
 /// Clients that came in too large a crowd come again spread over up to so many seconds.
 const RETRY_WITHIN_S: u32 = 4;
 /// Who has too many sockets tries again when some of them may have been found to be gone.
-const SOCKETS_RETRY_AFTER_S: u32 = 30;
+const SOCKETS_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// When the gateway drains, its clients are asked to go one by one, over so long for each of them, but not longer in all.
 const FAREWELL_PER_CLIENT: Duration = Duration::from_millis(1);
 const FAREWELL_WITHIN_MAX: Duration = Duration::from_millis(2_500);
@@ -77,8 +76,7 @@ impl Gateway {
         }
         let too_many = || {
             let detail = "this user has too many sockets on this gateway";
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_sockets", detail);
-            Problem { retry_after_s: Some(SOCKETS_RETRY_AFTER_S), ..problem }
+            Problem::too_many("too_many_sockets", detail, SOCKETS_RETRY_AFTER)
         };
         // Before the arrival is counted: one user who tries and tries must not keep everybody else out.
         if !self.hub.has_room(user) {

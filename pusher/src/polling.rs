@@ -6,7 +6,7 @@ use crate::gateway::Gateway;
 use crate::hub::Connection;
 use crate::watching;
 use futures_util::stream;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::auth::Caller;
 use nearby_service::http::{ConnectionEnd, Routes};
@@ -117,8 +117,7 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
 async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {
     let Some(view) = pollers.view(gateway, user, FIRST_SNAPSHOT_WAIT).await? else {
         let detail = "the snapshot did not come in time: the processors may be starting";
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_timeout", detail);
-        return Err(Problem { retry_after_s: Some(1), ..problem });
+        return Err(Problem::unavailable("snapshot_timeout", detail));
     };
     let mut response = Response::new(frames::outgoing(&Outgoing::Snapshot(view), &gateway.settings.rules).into());
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -8,7 +8,7 @@ use governor::clock::{Clock, DefaultClock, Reference};
 use governor::middleware::NoOpMiddleware;
 use governor::state::keyed::DashMapStateStore;
 use governor::{Quota, RateLimiter};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -110,10 +110,7 @@ impl<C: Clock + Clone> Addresses<C> {
         };
         self.shared.buckets.check_key(&first_bits(caller, prefix)).map_err(|not_until| {
             let wait: Duration = not_until.earliest_possible().duration_since(self.shared.clock.now()).into();
-            let seconds = u32::try_from(wait.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
-            let detail = "too many requests from this address: wait before sending again";
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
-            Problem { retry_after_s: Some(seconds.max(1)), ..problem }
+            Problem::too_many("rate_limited", "too many requests from this address: wait before sending again", wait)
         })
     }
 

@@ -47,8 +47,10 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A longer head is refused with 431, and so are more than 100 lines, which is hyper's default. A token is some hundred bytes, a cookie of the same host may be 4 KiB.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 const STREAM_PATH: &str = "/v1/stream";
-/// Those who ask for these know us by address.
-const OPERATIONS_PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+/// Always answered: who asks may share an address with a crowd (a node that translates addresses), and no crowd may make us look dead.
+const PROBE_PATHS: [&str; 2] = ["/healthz", "/readyz"];
+/// Takes some work to answer; who asks knows us by address.
+const METRICS_PATH: &str = "/metrics";
 
 /// Who may come in, and how.
 #[derive(Clone)]
@@ -99,11 +101,13 @@ impl Door {
     /// Whether a request may come in.
     fn check(&self, peer: IpAddr, request: &http::Request<Incoming>) -> Result<(), Problem> {
         let path = request.uri().path();
+        if PROBE_PATHS.contains(&path) {
+            return Ok(());
+        }
         if let Some(addresses) = &self.addresses {
             addresses.take(peer, request.headers())?;
         }
-        // Probes come by address.
-        if OPERATIONS_PATHS.contains(&path) {
+        if path == METRICS_PATH {
             return Ok(());
         }
         self.hosts.check_host(request.uri(), request.headers())?;

@@ -2,6 +2,7 @@
 
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use std::time::Duration;
 use warp::reply::Response;
 
 /// One item of a request that is at fault.
@@ -41,9 +42,15 @@ impl Problem {
         Problem::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
-    /// 503: Kafka does not take it now.
+    /// 503: worth trying again in a second.
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Problem {
         Problem { retry_after_s: Some(1), ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail) }
+    }
+
+    /// 429, and when to try again: in whole seconds, at least one, and not before `wait` is over.
+    pub fn too_many(code: &'static str, detail: impl Into<String>, wait: Duration) -> Problem {
+        let seconds = u32::try_from(wait.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX).max(1);
+        Problem { retry_after_s: Some(seconds), ..Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail) }
     }
 
     /// The response.

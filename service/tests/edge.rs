@@ -127,18 +127,22 @@ async fn an_address_has_a_rate() {
     let world = World::start(&access).await;
     let own = format!("host: {}", world.address);
     let mut refused = Vec::new();
-    for _ in 0..10 {
-        let answer = world.get("/v1/hello", &[&own]).await;
-        if !answer.starts_with("http/1.1 200") {
-            refused.push(answer);
+    for path in ["/v1/hello", "/metrics"] {
+        let (before, deadline) = (refused.len(), Instant::now() + Duration::from_secs(30));
+        // On a busy machine a round of requests may take as long as the bucket takes to fill.
+        while refused.len() == before {
+            assert!(Instant::now() < deadline, "{path}: 3 at once and 1 a second, but all of 10 were answered");
+            let headers = [own.as_str()];
+            let answers = futures_util::future::join_all((0..10).map(|_| world.get(path, &headers))).await;
+            refused.extend(answers.into_iter().filter(|answer| !answer.starts_with("http/1.1 200")));
         }
+        let probe = world.get("/healthz", &[&own]).await;
+        assert!(probe.starts_with("http/1.1 200"), "a probe is answered whatever else its address asks: {probe}");
     }
-    assert!(refused.len() >= 4, "3 at once and 1 a second: {} of 10 were refused", refused.len());
     for answer in refused {
         assert!(answer.starts_with("http/1.1 429") && answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
         assert!(answer.contains("rate_limited") && answer.contains("from this address"), "{answer}");
     }
-    assert!(world.get("/healthz", &[&own]).await.starts_with("http/1.1 200"), "probes are not counted");
 }
 
 #[tokio::test]
