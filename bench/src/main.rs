@@ -9,6 +9,7 @@ mod edge;
 mod latency;
 mod pipeline;
 mod restore;
+mod sink;
 mod sockets;
 mod stages;
 mod transports;
@@ -38,6 +39,8 @@ enum Bench {
     /// What `sockets` compares with
     #[command(hide = true)]
     BareServer(sockets::BareSettings),
+    /// A sink beside a bare binary COPY of the very same rows into the very same table
+    Sink(sink::Settings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
 }
@@ -61,5 +64,6 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Transports(settings) => transports::run(&settings).await,
         Bench::BareServer(settings) => sockets::bare_server(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
+        Bench::Sink(settings) => sink::run(&settings).await,
     }
 }
