@@ -116,18 +116,17 @@ impl Logged {
             }
             let at = (row.partition, row.offset);
             let logged = self.partitions.get(row.partition).and_then(|reports| reports.get(row.offset));
-            match logged {
-                None => wrong.push(format!("{at:?} is not in the log")),
-                Some(logged) if *logged != row.report => {
-                    wrong.push(format!("{at:?} is {:?}, not {logged:?}", row.report))
-                }
-                Some(_) if row.has_cell != row.report.place.is_some() => {
-                    wrong.push(format!("{at:?}: cell or place, not both"))
-                }
-                Some(_) if std::mem::replace(&mut seen[row.partition][row.offset], true) => {
-                    wrong.push(format!("{at:?} is there twice"));
-                }
-                Some(_) => {}
+            let Some(logged) = logged else {
+                wrong.push(format!("{at:?} is not in the log"));
+                return Ok(());
+            };
+            if std::mem::replace(&mut seen[row.partition][row.offset], true) {
+                wrong.push(format!("{at:?} is there twice"));
+            }
+            if *logged != row.report {
+                wrong.push(format!("{at:?} is {:?}, not {logged:?}", row.report));
+            } else if row.has_cell != row.report.place.is_some() {
+                wrong.push(format!("{at:?} has a cell or a place, and not both"));
             }
             Ok(())
         })?;

@@ -79,5 +79,34 @@ async fn a_full_disk_is_waited_for() -> anyhow::Result<()> {
     ensure!(status.success(), "{status}: {}", sink.nearby.stderr());
     let logged = Logged::read(&brokers, TOPIC)?;
     posted.are_all_among(logged.reports())?;
-    logged.is_history_of(&postgres.url())
+    logged.is_history_of(&postgres.url())?;
+    the_judge_sees_what_is_wrong(&logged, &postgres)
+}
+
+/// Who judges has to be able to condemn.
+fn the_judge_sees_what_is_wrong(logged: &Logged, postgres: &Postgres) -> anyhow::Result<()> {
+    let row =
+        |change| format!("update nearby.location_history set {change} where kafka_partition = 1 and kafka_offset = 7");
+    let offset =
+        |change| format!("update nearby.sink_offsets set next_offset = next_offset {change} where kafka_partition = 1");
+    for (harm, undo, verdict) in [
+        (
+            row("user_id = user_id + 1"),
+            row("user_id = user_id - 1"),
+            "1 faults in a history of 150000 records: (1, 7) is Report",
+        ),
+        (
+            row("reported_at = reported_at + interval '1 ms'"),
+            row("reported_at = reported_at - interval '1 ms'"),
+            "(1, 7) is Report",
+        ),
+        (offset("+ 1"), offset("- 1"), "the sink's offsets are"),
+        (row("topic = 'another'"), String::new(), "1 faults in a history of 150000 records: (1, 7) is missing"),
+    ] {
+        postgres.psql(&harm)?;
+        let said = logged.is_history_of(&postgres.url()).err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(said.contains(verdict), "{harm}: {said:?}");
+        postgres.psql(&undo)?;
+    }
+    Ok(())
 }

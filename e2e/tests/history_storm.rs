@@ -57,9 +57,9 @@ impl Extent {
                 caught_up_limit: s(90),
             }),
             Ok("long") => Ok(Extent {
-                rounds: 6,
+                rounds: 4,
                 reports_min: 5_000_000,
-                pause: Duration::from_millis(300),
+                pause: Duration::from_millis(120),
                 database_away: s(60),
                 caught_up_limit: s(1200),
             }),
