@@ -91,9 +91,12 @@ async fn report(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
     let caller = edge.tokens.bearer(&headers)?;
-    let body = read_body(body).await.map_err(counted)?;
+    let refused = |problem| counted(edge.reports.refused(&caller, problem));
+    let body = read_body(body).await.map_err(refused)?;
     let now = TimestampMs::now();
-    let reports = admission::reports(&body, now).map_err(counted)?;
+    let reports = admission::reports(&body, now).map_err(refused)?;
+    // Not held while the broker takes its time.
+    drop(body);
     let submitted = edge.reports.submit(&caller, reports, Source::Http, now)?;
     submitted.await.map(accepted)
 }
@@ -104,9 +107,11 @@ async fn withdraw(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
     let caller = edge.tokens.bearer(&headers)?;
-    let body = read_body(body).await.map_err(counted)?;
+    let refused = |problem| counted(edge.reports.refused(&caller, problem));
+    let body = read_body(body).await.map_err(refused)?;
     let now = TimestampMs::now();
-    let reported_at = admission::withdrawal(&body, now).map_err(counted)?;
+    let reported_at = admission::withdrawal(&body, now).map_err(refused)?;
+    drop(body);
     let submitted = edge.reports.withdraw(&caller, reported_at, Source::Http, now)?;
     submitted.await.map(accepted)
 }
@@ -117,9 +122,13 @@ async fn replace_list(
     headers: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
-    edge.tokens.bearer(&headers)?.require(SCOPE_FRIENDS_WRITE)?;
-    let user = user_id(&user)?;
-    let friends = admission::friend_list(&read_body(body).await?)?;
+    let caller = edge.tokens.bearer(&headers)?;
+    let refused = |problem| edge.reports.refused(&caller, problem);
+    caller.require(SCOPE_FRIENDS_WRITE).map_err(refused)?;
+    let user = user_id(&user).map_err(refused)?;
+    let body = read_body(body).await.map_err(refused)?;
+    let friends = admission::friend_list(&body).map_err(refused)?;
+    drop(body);
     edge.friend_lists.replace(vec![(user, friends)], TimestampMs::now()).await.map(accepted)
 }
 
@@ -128,8 +137,12 @@ async fn replace_lists(
     headers: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
-    edge.tokens.bearer(&headers)?.require(SCOPE_FRIENDS_WRITE)?;
-    let lists = admission::friend_lists(&read_body(body).await?)?;
+    let caller = edge.tokens.bearer(&headers)?;
+    let refused = |problem| edge.reports.refused(&caller, problem);
+    caller.require(SCOPE_FRIENDS_WRITE).map_err(refused)?;
+    let body = read_body(body).await.map_err(refused)?;
+    let lists = admission::friend_lists(&body).map_err(refused)?;
+    drop(body);
     edge.friend_lists.replace(lists, TimestampMs::now()).await.map(accepted)
 }
 

@@ -92,7 +92,7 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
                 let polled = match gateway.tokens.bearer(&headers) {
                     Ok(caller) => {
                         watching::tap_request(&gateway, &caller, "/v1/nearby", headers);
-                        poll(&gateway, &pollers, caller.user).await
+                        poll(&gateway, &pollers, &caller).await
                     }
                     Err(problem) => Err(problem),
                 };
@@ -114,8 +114,9 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
     if gateway.wire.is_some() { routes.or(watching::routes(gateway)).unify().boxed() } else { routes.boxed() }
 }
 
-async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {
-    let Some(view) = pollers.view(gateway, user, FIRST_SNAPSHOT_WAIT).await? else {
+async fn poll(gateway: &Gateway, pollers: &Pollers, caller: &Caller) -> Result<Response, Problem> {
+    gateway.reports.count_other(caller)?;
+    let Some(view) = pollers.view(gateway, caller.user, FIRST_SNAPSHOT_WAIT).await? else {
         let detail = "the snapshot did not come in time: the processors may be starting";
         return Err(Problem::unavailable("snapshot_timeout", detail));
     };

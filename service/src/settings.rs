@@ -110,7 +110,7 @@ pub struct EdgeSettings {
     /// Origins of web pages that may call, besides pages of the same host (comma-separated)
     #[arg(long, env = "NEARBY_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN,…")]
     pub allowed_origins: Vec<String>,
-    /// Reports a second that one user may send in the long run
+    /// Reports a second that one user may send in the long run; polls, and requests that are refused or ignored, count as one each
     #[arg(long, env = "NEARBY_USER_RATE_PER_S", default_value = "10")]
     pub user_rate_per_s: NonZeroU32,
     /// Reports that one user may send at once
