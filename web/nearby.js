@@ -181,8 +181,8 @@ export class Nearby {
       // One that has just been refused or has expired is not tried again.
       this.#token = await this.#settings.token(this.#tokenReason);
       if (isStale()) return;
-      if (!this.#token) return this.#setState('closed', 'there is no token');
       this.#tokenReason = 'connect';
+      if (!this.#token) return this.#setState('closed', 'there is no token');
       const { url } = await this.#discover();
       if (!isStale()) this.#open(url);
     } catch (failure) {
