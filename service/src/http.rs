@@ -4,7 +4,7 @@
 //! only routes. What is true of every response (caching, cross-origin rules, errors of routing) is said here.
 
 use crate::addresses::Addresses;
-use crate::hosts::Hosts;
+use crate::hosts::{BaseUrl, Hosts};
 use crate::problem::{Problem, json};
 use crate::settings::AccessSettings;
 use crate::tls::Tls;
@@ -64,7 +64,7 @@ impl Door {
     /// What is wrong with the certificate, or that no thread can be started.
     pub fn new(
         listen: SocketAddr,
-        advertised: Option<&str>,
+        advertised: Option<&BaseUrl>,
         access: &AccessSettings,
         allowed_origins: &[String],
     ) -> Result<Door, String> {
