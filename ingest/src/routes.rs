@@ -12,6 +12,7 @@ use http::{HeaderMap, StatusCode};
 use nearby_schemas::{InvalidUserId, Source, TimestampMs, UserId};
 use nearby_service::auth::{SCOPE_FRIENDS_WRITE, SCOPES_ALL, Tokens};
 use nearby_service::body::read_body;
+use nearby_service::hosts::check_local;
 use nearby_service::http::Routes;
 use nearby_service::problem::{Problem, json};
 use serde_json::json;
@@ -81,8 +82,11 @@ fn friend_lists(edge: &Shared) -> Routes {
 fn dev_token(edge: &Shared) -> Routes {
     // warp's own query filters reject a query that is absent or does not fit.
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let path = warp::path!("v1" / "dev" / "token").and(warp::get());
-    path.and(with(edge)).and(query).map(|edge: Shared, query: String| respond(sign(&edge, &query))).boxed()
+    let path = warp::path!("v1" / "dev" / "token").and(warp::get()).and(warp::header::headers_cloned());
+    let answer = |headers: HeaderMap, edge: Shared, query: String| {
+        respond(check_local(&headers).and_then(|()| sign(&edge, &query)))
+    };
+    path.and(with(edge)).and(query).map(answer).boxed()
 }
 
 async fn report(

@@ -282,6 +282,24 @@ async fn development_tokens_work_and_need_a_user() {
 }
 
 #[tokio::test]
+async fn development_tokens_are_not_for_who_comes_by_a_proxy() {
+    let world = World::start(true).await;
+    let token = "/v1/dev/token?user=42";
+    for (name, value) in [
+        ("x-forwarded-for", "192.0.2.7"),
+        ("forwarded", "for=192.0.2.7"),
+        ("via", "1.1 proxy"),
+        ("host", "near.example"),
+        ("host", "localhost:8080"),
+    ] {
+        let answer = world.call_with(&format!("GET {token}"), &[(name, value)], "").await;
+        let expected = if value == "localhost:8080" { 200 } else { 403 };
+        assert_eq!(answer.status, expected, "{name}: {value}");
+        assert!(expected == 200 || answer.text() == "403 not_local", "{}", answer.text());
+    }
+}
+
+#[tokio::test]
 async fn what_kafka_refuses_is_503_and_may_be_sent_again() {
     let world = World::start(false).await;
     let bearer = world.bearer(1, SCOPE_FRIENDS_WRITE);
