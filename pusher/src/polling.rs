@@ -2,7 +2,7 @@
 
 use crate::delivery::{Outgoing, Shown};
 use crate::frames;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, draining};
 use crate::hub::Connection;
 use crate::watching;
 use futures_util::stream;
@@ -58,8 +58,18 @@ impl Pollers {
     /// All that the user sees, as soon as it is known, or nothing after the wait. Opens or prolongs the session.
     ///
     /// # Errors
-    /// 503 if there is no room for a new session.
+    /// 503 if there is no room for a new session, or if the gateway drains meanwhile.
     pub async fn view(
+        &self,
+        gateway: &Gateway,
+        user: UserId,
+        wait: Duration,
+    ) -> Result<Option<Vec<(UserId, Shown)>>, Problem> {
+        // A gateway that ends waits for it: a session ends when nobody holds its connection any more, and its tombstone has to be written.
+        gateway.tasks.track_future(self.known_view(gateway, user, wait)).await
+    }
+
+    async fn known_view(
         &self,
         gateway: &Gateway,
         user: UserId,
@@ -75,8 +85,11 @@ impl Pollers {
                 gateway.hub.take(&connection);
                 return Ok(Some(view));
             }
-            if timeout_at(deadline, connection.wake.notified()).await.is_err() {
-                return Ok(None);
+            tokio::select! {
+                () = gateway.draining.cancelled() => return Err(draining()),
+                woken = timeout_at(deadline, connection.wake.notified()) => if woken.is_err() {
+                    return Ok(None);
+                },
             }
         }
     }
