@@ -172,7 +172,19 @@ fn tell(gateway: &Arc<Gateway>, caller: Caller, connection: Connection, end: Opt
         Some((Ok::<_, Infallible>(warp::sse::Event::default().data(frame)), told))
     });
     let keep_alive = warp::sse::keep_alive().interval(COMMENT_INTERVAL);
-    warp::sse::reply(keep_alive.stream(events)).into_response()
+    let mut response = warp::sse::reply(keep_alive.stream(events)).into_response();
+    // It ends with its answer: see `end_in_time`.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// After its last frame the connection ends by itself, but not as long as the client takes nothing: then it is ended.
+fn end_in_time(end: Option<ConnectionEnd>, limit: Duration) {
+    let Some(ConnectionEnd(end)) = end else { return };
+    tokio::spawn(async move {
+        tokio::time::sleep(limit).await;
+        end.cancel();
+    });
 }
 
 impl EventStream {
@@ -190,7 +202,11 @@ impl EventStream {
                 Next::Frame(frame) => (frame, false),
                 Next::LastFrame(frame) => (frame, true),
             };
-            if frames.send(frame).await.is_err() || last {
+            if frames.send(frame).await.is_err() {
+                return;
+            }
+            if last {
+                end_in_time(end, gateway.settings.slow_client);
                 return;
             }
             // The next frame is made when there is a place for it, so that it says what is true then.
