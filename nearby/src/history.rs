@@ -2,6 +2,7 @@
 
 mod erase;
 mod export;
+mod plot;
 mod retain;
 
 use crate::{BadSetting, wiring};
@@ -20,6 +21,9 @@ pub enum HistoryCommand {
     Erase(erase::EraseSettings),
     /// Write one person's data, or everybody's of a time range, to a file
     Export(export::ExportSettings),
+    /// Pictures as SVG: how busy cells and hours were
+    #[command(subcommand)]
+    Plot(plot::PlotCommand),
 }
 
 /// Where the history is.
@@ -54,5 +58,6 @@ pub async fn history(command: HistoryCommand) -> anyhow::Result<()> {
         HistoryCommand::Retain(settings) => retain::retain(settings).await,
         HistoryCommand::Erase(settings) => erase::erase(settings).await,
         HistoryCommand::Export(settings) => export::export(settings).await,
+        HistoryCommand::Plot(command) => plot::plot(command).await,
     }
 }

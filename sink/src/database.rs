@@ -19,6 +19,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "views", include_str!("../migrations/0002_views.sql")),
     (3, "analysts", include_str!("../migrations/0003_analysts.sql")),
     (4, "faster views", include_str!("../migrations/0004_faster_views.sql")),
+    (5, "geography", include_str!("../migrations/0005_geography.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.

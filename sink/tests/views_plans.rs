@@ -33,7 +33,7 @@ fn executed(postgres: &Postgres, question: &str) -> Vec<String> {
 
 /// The days whose partitions were read.
 fn days_read(plan: &[String]) -> BTreeSet<&str> {
-    let days = plan.iter().filter_map(|line| Some(line.split_once(" on location_history_")?.1.get(..8)?));
+    let days = plan.iter().filter_map(|line| line.split_once(" on location_history_")?.1.get(..8));
     days.collect()
 }
 
