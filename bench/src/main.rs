@@ -6,6 +6,7 @@
 mod cluster;
 mod cpu;
 mod edge;
+mod history;
 mod latency;
 mod pipeline;
 mod restore;
@@ -40,6 +41,8 @@ enum Bench {
     BareServer(sockets::BareSettings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
+    /// What an analyst waits for: the views on millions of rows, and what indexes cost
+    History(history::Settings),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -61,5 +64,6 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Transports(settings) => transports::run(&settings).await,
         Bench::BareServer(settings) => sockets::bare_server(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
+        Bench::History(settings) => history::run(&settings).await,
     }
 }

@@ -2,6 +2,7 @@
 
 mod erase;
 mod export;
+mod plot;
 mod remains;
 mod retain;
 
@@ -21,6 +22,9 @@ pub enum HistoryCommand {
     Erase(erase::EraseSettings),
     /// Write one person's data, or everybody's of a time range, to a file
     Export(export::ExportSettings),
+    /// Pictures as SVG: how busy cells and hours were
+    #[command(subcommand)]
+    Plot(plot::PlotCommand),
 }
 
 /// Where the history is.
@@ -126,6 +130,7 @@ pub async fn history(command: HistoryCommand) -> anyhow::Result<()> {
         HistoryCommand::Retain(settings) => retain::retain(settings).await,
         HistoryCommand::Erase(settings) => erase::erase(settings).await,
         HistoryCommand::Export(settings) => export::export(settings).await,
+        HistoryCommand::Plot(command) => plot::plot(command).await,
     }
 }
 

@@ -17,6 +17,9 @@ const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "history", include_str!("../migrations/0001_history.sql")),
     (2, "views", include_str!("../migrations/0002_views.sql")),
+    (3, "analysts", include_str!("../migrations/0003_analysts.sql")),
+    (4, "faster views", include_str!("../migrations/0004_faster_views.sql")),
+    (5, "geography", include_str!("../migrations/0005_geography.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.
