@@ -1,6 +1,7 @@
 //! A map of H3 cells, the busier the darker. Pure.
 
-use super::svg::{Anchor, Svg, grouped, step};
+use super::svg::{Anchor, Svg, step};
+use crate::history::grouped;
 use h3o::CellIndex;
 use std::fmt::Write;
 
