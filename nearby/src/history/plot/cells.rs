@@ -1,6 +1,7 @@
 //! A map of H3 cells, the busier the darker. Pure.
 
-use super::svg::{Anchor, Svg, grouped, step};
+use super::svg::{Anchor, Svg, step};
+use crate::history::grouped;
 use h3o::CellIndex;
 use std::fmt::Write;
 
@@ -214,7 +215,7 @@ mod tests {
         busy.push((77, 5));
         let picture = picture("Fixes", "2026", &busy).expect("a picture");
         assert_eq!(picture.matches("<polygon").count(), 19);
-        assert!(picture.contains("1,900 fixes in 19 cells") && picture.contains("122.42° W"), "{picture}");
+        assert!(picture.contains("1,900 fixes in 19 cells") && picture.contains("122.420° W"), "{picture}");
         assert!(super::picture("Fixes", "2026", &[]).is_none());
     }
 

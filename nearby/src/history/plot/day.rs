@@ -1,7 +1,8 @@
 //! A day by its hours: fixes above, people below. Pure.
 
 use super::HOURS;
-use super::svg::{Anchor, Svg, grouped, step};
+use super::svg::{Anchor, Svg, step};
+use crate::history::grouped;
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 90.0;

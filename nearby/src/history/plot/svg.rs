@@ -68,19 +68,6 @@ impl Svg {
     }
 }
 
-/// 12,345.
-pub fn grouped(number: i64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// 1, 2 or 5 times a power of ten, so that a range has about so many steps.
 pub fn step(range: f64, steps: f64) -> f64 {
     let rough = range / steps;
@@ -97,8 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_steps() {
-        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    fn steps_are_round() {
         assert_eq!([(100.0, 5.0), (7.0, 5.0), (0.13, 6.0)].map(|(range, steps)| step(range, steps)), [20.0, 2.0, 0.05]);
     }
 }
