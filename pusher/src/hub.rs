@@ -5,6 +5,8 @@
 //! record that is, [`sessions`](crate::sessions) decides.
 
 use crate::delivery::{Epochs, Outgoing, Shown, SocketId, for_each_viewer};
+use crate::flusher::{self, Outlet, Queue, WebSocketLine};
+use crate::frames::Rules;
 use crate::sessions::Sessions;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
@@ -15,7 +17,6 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
 
 const SHARDS: usize = 64;
 /// Session records that were not acknowledged are written again after so long.
@@ -30,6 +31,7 @@ pub struct Hub {
     codec: Codec<Session>,
     shards: Vec<Mutex<Sessions>>,
     epochs: Mutex<Epochs>,
+    queue: Arc<Queue>,
     next_socket: AtomicU64,
     sockets: AtomicUsize,
     /// Session records that are on their way.
@@ -43,16 +45,14 @@ pub struct Connection {
     hub: Arc<Hub>,
     /// Who.
     pub user: UserId,
-    /// Which socket.
-    pub socket: SocketId,
-    /// Woken when there may be something to send.
-    pub wake: Arc<Notify>,
+    /// Told when there may be something to send.
+    pub outlet: Arc<Outlet>,
 }
 
 impl Connection {
     /// What the client is told that its session is called.
     pub fn session(&self) -> String {
-        format!("{}/{}", self.user, self.socket.0)
+        format!("{}/{}", self.user, self.outlet.socket.0)
     }
 }
 
@@ -63,14 +63,20 @@ impl Drop for Connection {
 }
 
 impl Hub {
-    /// A gateway without clients, in a cluster with so many partitions of users.
-    pub fn new(
+    /// A gateway without clients, in a cluster with so many partitions of users; each client is told something at most once
+    /// in the flush interval.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(
         gateway: GatewayId,
         topic: String,
         partitions: i32,
         appender: Appender,
         codec: Codec<Session>,
-    ) -> Arc<Hub> {
+        (flush_interval, rules): (Duration, Rules),
+    ) -> std::io::Result<Arc<Hub>> {
+        let queue = Queue::new(flush_interval);
         let hub = Arc::new(Hub {
             gateway,
             topic,
@@ -79,13 +85,15 @@ impl Hub {
             codec,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             epochs: Mutex::default(),
+            queue: Arc::clone(&queue),
             next_socket: AtomicU64::new(1),
             sockets: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
             unacknowledged: Mutex::default(),
         });
         tokio::spawn(write_again(Arc::downgrade(&hub)));
-        hub
+        flusher::start(&hub, queue, rules)?;
+        Ok(hub)
     }
 
     /// Clients connected now.
@@ -108,31 +116,42 @@ impl Hub {
     /// None if the user has too many sockets.
     pub fn connect(self: &Arc<Self>, user: UserId) -> Option<Connection> {
         let socket = SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed));
-        let wake = Arc::new(Notify::new());
+        let outlet = Outlet::new(user, socket, Arc::clone(&self.queue));
         {
             let mut shard = self.shard(user);
             if !shard.has_room(user) {
                 return None;
             }
-            if let Some(ask) = shard.connect(user, socket, Arc::clone(&wake), TimestampMs::now()) {
+            if let Some(ask) = shard.connect(user, socket, Arc::clone(&outlet).into(), TimestampMs::now()) {
                 self.write_session(user, Some(ask));
             }
         }
         self.sockets.fetch_add(1, Ordering::Relaxed);
-        Some(Connection { hub: Arc::clone(self), user, socket, wake })
+        Some(Connection { hub: Arc::clone(self), user, outlet })
+    }
+
+    /// From now on the flusher tells this client what is new.
+    pub fn attach(&self, connection: &Connection, line: Arc<WebSocketLine>) {
+        let _locked = self.shard(connection.user);
+        connection.outlet.attach(line);
     }
 
     fn disconnect(self: &Arc<Self>, connection: &Connection) {
         let mut shard = self.shard(connection.user);
-        if shard.disconnect(connection.user, connection.socket) {
+        if shard.disconnect(connection.user, connection.outlet.socket) {
             self.write_session(connection.user, None);
         }
         self.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// What the connection has to send now.
-    pub fn take(&self, connection: &Connection) -> Option<Outgoing> {
-        self.shard(connection.user).take(connection.user, connection.socket)
+    /// What the client has to be told now. If that is nothing, or if asked, the outlet rests until there is more.
+    pub fn take(&self, outlet: &Outlet, rest: bool) -> Option<Outgoing> {
+        let mut shard = self.shard(outlet.user);
+        let outgoing = shard.take(outlet.user, outlet.socket);
+        if rest || outgoing.is_none() {
+            outlet.rest();
+        }
+        outgoing
     }
 
     /// All that a connected user sees, once that is known.
@@ -209,6 +228,12 @@ impl Hub {
     }
 }
 
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.queue.end();
+    }
+}
+
 /// Writes session records that were not acknowledged again, as they are then, for as long as the hub lives.
 async fn write_again(hub: Weak<Hub>) {
     loop {
@@ -232,7 +257,9 @@ mod tests {
         let kafka = Kafka::embedded_at(brokers, "");
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");
-        let hub = Hub::new(gateway, kafka.topics.sessions(), 1, appender, Codec::new());
+        let rules = Rules { radius_m: 8_000, inactive_after_s: 600 };
+        let hub = Hub::start(gateway, kafka.topics.sessions(), 1, appender, Codec::new(), (Duration::ZERO, rules));
+        let hub = hub.expect("a thread");
         hub.unacknowledged.lock().expect("not poisoned").extend([UserId(1), UserId(2)]);
         assert_eq!(hub.unwritten(), 2);
 

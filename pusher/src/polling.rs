@@ -80,14 +80,14 @@ impl Pollers {
         loop {
             if let Some(view) = gateway.hub.view(user) {
                 // Others may poll for the same user, and a notification wakes one.
-                connection.wake.notify_one();
+                connection.outlet.news.notify_one();
                 // Pollers get the whole view: what the socket would have sent is of no use to them.
-                gateway.hub.take(&connection);
+                gateway.hub.take(&connection.outlet, true);
                 return Ok(Some(view));
             }
             tokio::select! {
                 () = gateway.draining.cancelled() => return Err(draining()),
-                woken = timeout_at(deadline, connection.wake.notified()) => if woken.is_err() {
+                woken = timeout_at(deadline, connection.outlet.news.notified()) => if woken.is_err() {
                     return Ok(None);
                 },
             }
@@ -231,7 +231,7 @@ impl EventStream {
     }
 
     async fn next_frame(&mut self) -> Next {
-        let wake = Arc::clone(&self.connection.wake);
+        let outlet = Arc::clone(&self.connection.outlet);
         let left_ms = u64::try_from(self.caller.expires_at.since_ms(TimestampMs::now())).unwrap_or(0);
         let expiry = tokio::time::sleep(Duration::from_millis(left_ms));
         tokio::pin!(expiry);
@@ -241,10 +241,10 @@ impl EventStream {
                 () = &mut expiry => {
                     return Next::LastFrame(frames::error("token_expired", "the token has expired", None));
                 }
-                () = wake.notified(), if !unsent => self.unsent = true,
+                () = outlet.news.notified(), if !unsent => self.unsent = true,
                 () = sleep_until(self.next_flush), if unsent => {
                     self.unsent = false;
-                    if let Some(outgoing) = self.gateway.hub.take(&self.connection) {
+                    if let Some(outgoing) = self.gateway.hub.take(&self.connection.outlet, true) {
                         self.next_flush = Instant::now() + self.gateway.settings.flush_interval;
                         return Next::Frame(frames::outgoing(&outgoing, &self.gateway.settings.rules));
                     }

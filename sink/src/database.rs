@@ -63,7 +63,7 @@ impl Database {
     }
 
     /// A new connection, or why there is none.
-    pub(crate) async fn connection(&self) -> Result<PgConnection, String> {
+    pub async fn connection(&self) -> Result<PgConnection, String> {
         let connect = async {
             let mut connection = PgConnection::connect_with(&self.options).await?;
             connection.execute(SESSION).await?;
@@ -76,7 +76,7 @@ impl Database {
     }
 
     /// HOST:PORT/DATABASE.
-    pub(crate) fn server(&self) -> String {
+    pub fn server(&self) -> String {
         let (host, port) = (self.options.get_host(), self.options.get_port());
         let database = self.options.get_database().unwrap_or(self.options.get_username());
         match self.options.get_socket() {
