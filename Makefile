@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 LISTEN ?= 127.0.0.1:8080
-# Recorded movement and its friend graph; not part of the project.
+# Recorded check-ins and their friend graph, and beside them a day of taxis; not part of the project.
 RECORDED ?= ../shared/data/gowalla-nyc
 
 # Worlds that `make sim` runs.
@@ -11,6 +11,8 @@ SEEDS ?= 1000
 PG_VERSION ?= 18
 # How long `make fuzz` looks at each target.
 SECONDS ?= 60
+# A comma, where make takes one for its own.
+, := ,
 
 .PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench check format deny advisories clean
 
@@ -33,8 +35,8 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 	sh e2e/setup.sh
 	@$(MAKE) --no-print-directory needs
 	cargo build -p nearby
-	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features nearby-sink/full,nearby-e2e/$(if $(wildcard $(RECORDED)),recorded,full)
-	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the check on real movement, because $(RECORDED) is missing (see README)")
+	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features $(if $(wildcard $(RECORDED)),nearby-sink/recorded$(,)nearby-e2e/recorded,nearby-sink/full$(,)nearby-e2e/full)
+	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the checks on real movement, because $(RECORDED) is missing (see README)")
 
 test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading: a quarter of an hour, and what was measured
 	sh e2e/setup.sh
@@ -71,12 +73,13 @@ bench: ## What a processor and a gateway cost, on a real broker, and how late a 
 	target/release/nearby-bench sockets
 	target/release/nearby-bench transports
 	target/release/nearby-bench latency
+	target/release/nearby-bench history
 	target/release/nearby-bench sink
 	target/release/nearby-bench sink --delay --partitions 16
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features nearby-sink/full,nearby-e2e/recorded -- -D warnings
+	cargo clippy --workspace --all-targets --features nearby-sink/recorded,nearby-e2e/recorded -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	cargo test -p nearby-schemas --test history
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, Python, Node, docker-compose, HAProxy, OpenSSL; the jars of
+# Gets what the end-to-end tests need: a JDK, Maven, Chromium, Postgres, PostGIS, Python, Node, docker-compose, HAProxy, OpenSSL; the jars of
 # Kafka and of a Java client; environments for clients in Python and for Node; Go, and with it a fake schema registry and k6; and the
 # headers of OpenSSL, which the build needs.
 # On Debian as root it installs the packages that are missing; elsewhere it names them. A second run finds all there.
@@ -24,6 +24,8 @@ missing_packages() {
   has chromium || has chromium-browser || has google-chrome || echo chromium
   has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
   has psql || echo postgresql-client
+  ls /usr/share/postgresql/*/extension/postgis.control >/dev/null 2>&1 ||
+    ls "$(pg_config --sharedir 2>/dev/null)/extension/postgis.control" >/dev/null 2>&1 || postgis_package
   python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
   # It checks docker-compose.yml, and runs without Docker's engine. The health checks in that file are curl's.
   has docker-compose || echo docker-compose
@@ -36,6 +38,13 @@ missing_packages() {
   has npm || cmp -s e2e/node/package.json "$e2e/node/package.json" || echo npm
   has pkg-config || echo pkg-config
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
+}
+
+# Of the newest server there is, or of the one that will come: 170 MB with what it needs.
+postgis_package() {
+  version=$(ls /usr/lib/postgresql 2>/dev/null | sort -n | tail -1)
+  [ -n "$version" ] || version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -1)
+  echo "postgresql-${version:-15}-postgis-3"
 }
 
 # The Postgres package makes a cluster and starts it at once; the tests make their own. So: not during this installation.
@@ -155,7 +164,7 @@ if [ -n "$missing" ]; then
   else
     say "missing, by the names of Debian's packages: $missing"
     say "on Debian or Ubuntu: sudo apt-get install --no-install-recommends $missing"
-    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL, Python 3 with venv, Node 18 or newer with npm, docker-compose, HAProxy, curl, OpenSSL, pkg-config and the"
+    say "elsewhere: install a JDK 17 or newer, Maven, Chromium, PostgreSQL with PostGIS, Python 3 with venv, Node 18 or newer with npm, docker-compose, HAProxy, curl, OpenSSL, pkg-config and the"
     say "headers of OpenSSL, so that java, javac, keytool, mvn, chromium, postgres, initdb, psql, python3, node, npm, docker-compose, haproxy, curl, openssl and pkg-config are on the PATH"
     exit 1
   fi

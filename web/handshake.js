@@ -248,11 +248,17 @@ function askForToken(why) {
   $('token-form').hidden = false;
 }
 
+let isStarted = false;
+
+/** Begins, or goes on with the token that has replaced one that expired. */
 async function start() {
   $('who').textContent = `user ${tokens.user}`;
   $('map-link').href = `/${location.search}`;
   if (!(await tokens.get('connect'))) return;
   $('token-form').hidden = true;
+  // Events and polls are tried again all the time, and take the new token by themselves.
+  if (isStarted) return nearby.connect();
+  isStarted = true;
   // The server is listened to before there is anything to see.
   watch();
   for (let waitedMs = 0; !watching && !$('watch').textContent.startsWith('T') && waitedMs < 2_000; waitedMs += 20) await new Promise((resolve) => setTimeout(resolve, 20));

@@ -17,6 +17,8 @@ export const ANSWER_WITHIN_MS = 20_000;
 export const BACKOFF_MS = 500;
 /** But never up to more than this. */
 export const BACKOFF_MS_MAX = 10_000;
+/** The waits begin anew once a connection has lasted so long: one that is closed soon after its snapshot, for its rate, say, is no success. */
+export const STEADY_AFTER_MS = 10_000;
 /** What the server asks for (`Retry-After`, `reconnect_after_ms`) is honoured, up to this. */
 export const WAIT_MS_MAX = 120_000;
 /** A token is renewed so long before it expires, or when half of its time is over, if that is later. */
@@ -44,7 +46,7 @@ const TIMER_MS_MAX = 2 ** 31 - 1;
  * @property {'exact' | 'coarse'} [precision]
  *
  * @typedef {'connect' | 'renew' | 'expired' | 'refused'} TokenReason Why a token is wanted: to connect, for the open socket,
- *   because the last one has expired, or because a gateway would not open a socket, which may be the token's fault.
+ *   because the last one has expired, or because the server says that it is not good.
  *
  * @typedef {'idle' | 'connecting' | 'open' | 'reconnecting' | 'closed'} State `closed` is final until `connect()`.
  *
@@ -89,13 +91,15 @@ export class Nearby {
   retryAt = 0;
   /** Who is near now. @type {Map<string, Friend>} */
   friends = new Map();
-  /** Attempts since the last snapshot. */
+  /** Attempts since a connection has last been steady. */
   attempt = 0;
 
   #settings;
   #listeners = new Map();
   #token = null;
   #tokenReason = 'connect';
+  /** The last socket was not opened, and nobody has said why. */
+  #isUnexplained = false;
   #socket = null;
   #timers = {};
   #clockOffsetMs = 0;
@@ -168,11 +172,17 @@ export class Nearby {
     const isStale = () => generation !== this.#generation;
     this.#setState('connecting', 'asking for a gateway');
     try {
+      if (this.#isUnexplained) {
+        const isRefused = await this.#isTokenRefused();
+        if (isStale()) return;
+        this.#isUnexplained = false;
+        if (isRefused) this.#tokenReason = 'refused';
+      }
       // One that has just been refused or has expired is not tried again.
       this.#token = await this.#settings.token(this.#tokenReason);
       if (isStale()) return;
-      if (!this.#token) return this.#setState('closed', 'there is no token');
       this.#tokenReason = 'connect';
+      if (!this.#token) return this.#setState('closed', 'there is no token');
       const { url } = await this.#discover();
       if (!isStale()) this.#open(url);
     } catch (failure) {
@@ -193,6 +203,17 @@ export class Nearby {
     if (response.ok) return body;
     const seconds = Number(response.headers.get('retry-after') ?? NaN);
     throw new NearbyError(body.code ?? `http_${response.status}`, body.detail ?? '', seconds >= 0 ? seconds * 1000 : undefined);
+  }
+
+  /**
+   * Whether it is the last token's fault that no socket was opened. A browser does not tell the status of a failed handshake, so the API
+   * is told of no reports at all: that changes nothing, and needs a token.
+   */
+  async #isTokenRefused() {
+    const { fetch, base } = this.#settings;
+    const asked = { method: 'POST', headers: { Authorization: `Bearer ${this.#token}` }, body: '[]', signal: AbortSignal.timeout(OPEN_WITHIN_MS) };
+    // What is unreachable refuses nothing.
+    return fetch(`${base}/v1/locations`, asked).then(({ status }) => status === 401, () => false);
   }
 
   #open(url) {
@@ -224,13 +245,13 @@ export class Nearby {
   #welcomed(frame) {
     clearTimeout(this.#timers.open);
     this.#clockOffsetMs = frame.server_time_ms - Date.now();
+    this.#setTimer('steady', STEADY_AFTER_MS, () => { this.attempt = 0; });
     this.#renewInTime();
     this.#setState('open', `${frame.gateway} · session ${frame.session}`);
     this.#emit('welcome', frame);
   }
 
   #snapshot(frame) {
-    this.attempt = 0;
     const visible = frame.friends.filter((friend) => this.#isVisible(friend));
     this.friends = new Map(visible.map((friend) => [friend.id, friend]));
     this.#emit('snapshot', { ...frame, friends: visible });
@@ -332,8 +353,7 @@ export class Nearby {
     if (generation !== this.#generation) return;
     const how = [`closed with ${code}`, reason].filter(Boolean).join(' ');
     if (reason === 'token_expired') this.#tokenReason = 'expired';
-    // Before the upgrade a browser tells no status: it may have been 401.
-    else if (!wasOpen) this.#tokenReason = 'refused';
+    else if (!wasOpen) this.#isUnexplained = true;
     // The draining gateway has spread its clients already.
     this.#reconnectLater(how, drainMs ?? this.#backoffMs());
   }
@@ -354,7 +374,7 @@ export class Nearby {
   #end(reason) {
     this.#generation += 1;
     this.#drainMs = null;
-    for (const name of ['open', 'retry', 'answer', 'renew']) clearTimeout(this.#timers[name]);
+    for (const name of ['open', 'retry', 'answer', 'renew', 'steady']) clearTimeout(this.#timers[name]);
     const socket = this.#socket;
     this.#socket = null;
     // A peer that has vanished never answers, so its close event is not waited for.

@@ -2,6 +2,7 @@
 
 import { subjectOf } from '/nearby.js';
 
+const WHY_NEEDED = { expired: 'The token has expired.', refused: 'The server does not take this token.' };
 const LOOKS_LIKE_TOKEN = /^[\w-]+\.[\w-]+\.[\w-]+$/;
 
 export class Tokens {
@@ -18,12 +19,11 @@ export class Tokens {
 
   /** For `Nearby`. A dev token is fetched for each attempt: a restarted server may sign with another secret. */
   get = async (reason) => {
-    if (reason === 'expired' && !this.dev) this.#token = null;
-    if (reason === 'refused' && !this.dev) this.#onNeeded('The gateway refused the connection; the token may be wrong or expired.');
+    if ((reason === 'expired' || reason === 'refused') && !this.dev) this.#token = null;
     if (this.#token && !this.dev) return this.#token;
     const response = await call(`/v1/dev/token?user=${this.user}`);
     if (!response.ok && response.status < 500) {
-      this.#onNeeded(reason === 'expired' ? 'The token has expired.' : 'This server gives none out: dev tokens are off.');
+      this.#onNeeded(WHY_NEEDED[reason] ?? 'This server gives none out: dev tokens are off.');
       return null;
     }
     const { token } = await succeed(response);

@@ -6,6 +6,7 @@
 mod cluster;
 mod cpu;
 mod edge;
+mod history;
 mod latency;
 mod pipeline;
 mod restore;
@@ -43,6 +44,8 @@ enum Bench {
     Sink(sink::Settings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
+    /// What an analyst waits for: the views on millions of rows, and what indexes cost
+    History(history::Settings),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,6 +67,7 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Transports(settings) => transports::run(&settings).await,
         Bench::BareServer(settings) => sockets::bare_server(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
+        Bench::History(settings) => history::run(&settings).await,
         Bench::Sink(settings) => sink::run(&settings).await,
     }
 }

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { test } from 'node:test';
-import { BACKOFF_MS, BACKOFF_MS_MAX, Nearby, NearbyError, expiryOf, subjectOf } from '../../web/nearby.js';
+import { BACKOFF_MS, BACKOFF_MS_MAX, Nearby, NearbyError, STEADY_AFTER_MS, expiryOf, subjectOf } from '../../web/nearby.js';
 import { WebSocket, WebSocketServer, within } from './support.mjs';
 
 const tokenFor = (claims) => `e30.${Buffer.from(JSON.stringify(claims)).toString('base64url')}.x`;
@@ -17,10 +17,12 @@ const LIMIT = { timeout: 20_000 };
 
 /** A gateway: says `welcome` and an empty `snapshot`, unless told otherwise; the test does the rest. */
 async function gateway({ aheadMs = 0, snapshot = () => [] } = {}) {
+  const made = {};
   const asked = [];
   const refusals = [];
   const server = createServer((request, response) => {
     asked.push(request.url);
+    made.onRequest?.(request);
     const refusal = refusals.shift();
     if (refusal) {
       response.writeHead(refusal.status, { 'content-type': 'application/problem+json', ...refusal.headers });
@@ -43,7 +45,7 @@ async function gateway({ aheadMs = 0, snapshot = () => [] } = {}) {
   await once(server, 'listening');
   const say = (frame) => sockets.clients.forEach((socket) => socket.send(JSON.stringify(frame)));
   const end = () => { sockets.clients.forEach((socket) => socket.terminate()); server.close(); };
-  return { base: `http://127.0.0.1:${server.address().port}`, asked, refusals, sockets, frames, tokens, say, end };
+  return Object.assign(made, { base: `http://127.0.0.1:${server.address().port}`, asked, refusals, sockets, frames, tokens, say, end });
 }
 
 /** A client of that gateway, and both are ended with the test. */
@@ -147,6 +149,53 @@ test('attempts wait a random time up to a limit that doubles, and at least as lo
   assert.ok(waitMs > 7_000 && waitMs <= 7_000 + BACKOFF_MS / 2, `${waitMs} ms`);
 });
 
+test('who is closed soon after the snapshot waits longer each time, and begins anew after a steady connection', LIMIT, async (t) => {
+  const at = await gateway();
+  const { setTimeout: real } = globalThis;
+  const steady = [];
+  globalThis.setTimeout = (act, ms, ...more) => (ms === STEADY_AFTER_MS ? real(() => {}, 0, steady.push(act)) : real(act, ms, ...more));
+  t.after(() => { globalThis.setTimeout = real; });
+  const nearby = await connected(t, at, { random: () => 1 });
+  const closed = async () => {
+    const waiting = heard(nearby, 'state', ({ state }) => state === 'reconnecting');
+    at.sockets.clients.forEach((socket) => socket.close(1008, 'rate_limited'));
+    await waiting;
+    return Math.round((nearby.retryAt - Date.now()) / 500) * 500;
+  };
+  const waits = [];
+  for (let n = 0; n < 3; n += 1) {
+    const again = heard(nearby, 'snapshot');
+    waits.push(await closed());
+    nearby.connect();
+    await again;
+  }
+  assert.deepEqual(waits, [500, 1_000, 2_000]);
+  steady.at(-1)();
+  assert.equal(await closed(), 500);
+});
+
+test('a handshake that fails is the token\'s fault only if the server says so', LIMIT, async (t) => {
+  const at = await gateway();
+  // Statuses of handshakes, and of the request that asks for the reason; a browser is told the latter only.
+  const [handshakes, answers] = [[503, 503, 401, 401], [202, 202, 401, 500]];
+  at.sockets.options.verifyClient = (info, done) => (handshakes.length ? done(false, handshakes.shift()) : done(true));
+  const [reasons, asked] = [[], []];
+  at.onRequest = ({ method, url, headers }) => {
+    if (url === '/v1/gateway') return;
+    asked.push(`${method} ${url} ${headers.authorization}`);
+    at.refusals.push({ status: answers.shift(), code: 'by_the_test' });
+  };
+  const tokens = ['a', 'b', 'c', 'd', 'e'].map((name) => tokenFor({ sub: name, exp: inAnHour() }));
+  const token = async (reason) => tokens[reasons.push(reason) - 1];
+  const nearby = new Nearby({ base: at.base, WebSocket, token, random: () => 0 });
+  t.after(() => { nearby.close(); at.end(); });
+  const ready = heard(nearby, 'snapshot');
+  nearby.connect();
+  await ready;
+  assert.deepEqual(reasons, ['connect', 'connect', 'connect', 'refused', 'connect']);
+  assert.deepEqual(asked, tokens.slice(0, 4).map((token) => `POST /v1/locations Bearer ${token}`), 'of the token that was offered');
+});
+
 test('the token is renewed on the open socket before it expires', LIMIT, async (t) => {
   const at = await gateway();
   at.sockets.on('frame', ({ ref }, socket) => socket.send(JSON.stringify({ type: 'accepted', ref })));
@@ -180,7 +229,9 @@ test('an expired token is replaced, and without one it ends', LIMIT, async (t) =
   const ended = heard(nearby, 'state', ({ state }) => state === 'closed');
   at.sockets.clients.forEach((socket) => socket.close(1008, 'token_expired'));
   assert.equal((await ended).detail, 'there is no token');
-  assert.deepEqual(reasons, ['connect', 'expired', 'expired']);
+  nearby.connect();
+  await heard(nearby, 'state', ({ state }) => state === 'closed');
+  assert.deepEqual(reasons, ['connect', 'expired', 'expired', 'connect'], 'the next one is another one');
 });
 
 test('closed is closed', LIMIT, async (t) => {

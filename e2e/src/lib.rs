@@ -25,6 +25,7 @@ pub mod http;
 pub mod kafka;
 pub mod kafka_security;
 pub mod log;
+pub mod movement;
 pub mod nearby;
 pub mod ports;
 pub mod posted;

@@ -67,6 +67,19 @@ impl Postgres {
         self.psql_in("nearby", sql)
     }
 
+    /// Makes an empty history, by the sink's own migrations, for tests that need no sink.
+    pub fn make_history(&self) -> anyhow::Result<()> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sink/migrations");
+        let entries = std::fs::read_dir(folder).context("look for migrations")?;
+        let mut files = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        files.sort();
+        self.psql("create schema nearby")?;
+        for file in files {
+            self.psql(&std::fs::read_to_string(file)?)?;
+        }
+        Ok(())
+    }
+
     /// The server's process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Tied::pid)

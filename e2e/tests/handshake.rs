@@ -131,15 +131,29 @@ async fn without_development_tokens_nothing_is_told() -> anyhow::Result<()> {
     ensure!(answer.status == 404, "{} {}", answer.status, answer.text());
     // The rest of the page works with a token that a person pastes.
     let page = Page::open(&format!("http://{listen}/handshake?user=1")).await?;
-    page.wait_for("!document.getElementById('token-form').hidden", STEP).await?;
-    let paste = format!(
-        "(() => {{ document.getElementById('token').value = '{token}'; document.querySelector('#token-form button').click(); }})()"
-    );
-    page.eval(&paste).await?;
+    let soon_over = nearby_e2e::nearby::token_with(SECRET, &["--user", "1", "--valid-s", "15"])?;
+    paste(&page, &soon_over).await?;
     page.wait_for("document.getElementById('watch').textContent.includes('dev tokens are off')", STEP).await?;
     for way in ["stream", "events", "polling"] {
         page.wait_for(&format!("document.getElementById('{way}').dataset.state === 'open'"), STEP).await?;
         page.wait_for(&format!("Number(document.getElementById('{way}').dataset.messages) > 0"), STEP).await?;
     }
+    // It goes on with another one once that has expired, and is not begun a second time.
+    paste(&page, &token).await?;
+    for way in ["stream", "events", "polling"] {
+        page.wait_for(&format!("document.getElementById('{way}').dataset.state === 'open'"), STEP).await?;
+    }
+    let controls = page.eval("document.querySelectorAll('.way button, .way select').length").await?;
+    ensure!(controls == 4, "{controls} buttons and choices: two, one and one of the three ways");
     Ok(())
+}
+
+/// Gives the page a token when it asks for one.
+async fn paste(page: &Page, token: &str) -> anyhow::Result<()> {
+    page.wait_for("!document.getElementById('token-form').hidden", 2 * STEP).await?;
+    let paste = format!(
+        "(() => {{ document.getElementById('token').value = '{token}'; document.querySelector('#token-form button').click(); }})()"
+    );
+    page.eval(&paste).await?;
+    page.wait_for("document.getElementById('token-form').hidden", STEP).await
 }

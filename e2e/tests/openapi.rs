@@ -172,6 +172,7 @@ fn refusals() -> anyhow::Result<Vec<Refusal>> {
         refusal("POST", "/owntracks", r#"{"_type":"location","lat":91,"lon":0}"#.to_owned(), 400, "out_of_range"),
         refusal("POST", "/owntracks", "{}".to_owned(), 400, "missing"),
         refusal("GET", "/v1/dev/token", String::new(), 400, "bad_id"),
+        with(&[("via", "1.1 proxy".to_owned())], refusal("GET", "/v1/dev/token", String::new(), 403, "not_local")),
         refusal("GET", "/v1/stream", String::new(), 426, "upgrade_required"),
         with(&[("host", "evil.example".to_owned())], refusal("GET", "/v1/gateway", String::new(), 421, "wrong_host")),
         with(

@@ -107,6 +107,41 @@ async fn the_app_reports_and_sees_friends() -> anyhow::Result<()> {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_ignored_and_polls_count_in_the_user_s_rate() -> anyhow::Result<()> {
+    let listen = format!("127.0.0.1:{}", ports::free_port()?);
+    let args = ["run", "--listen", &listen, "--user-rate-per-s", "1", "--user-burst", "10"];
+    let mut nearby = Nearby::start(&args, &[("NEARBY_JWT_SECRET", SECRET)])?;
+    let base = nearby.wait_ready(READY)?.http;
+    let ancient = r#"{"_type":"location","lat":1,"lon":1,"tst":1600000000}"#;
+    for (user, message) in (1..).zip(["", r#"{"_type":"waypoint"}"#, ancient, "{"]) {
+        let app = App::of(&base, user, "")?;
+        let answered = until_too_many(async || app.post(message).await).await?;
+        ensure!(answered >= 10, "{message}: {answered} answers, the burst is 10");
+    }
+    let (url, token) = (format!("{base}/v1/nearby"), token(SECRET, 9, "")?);
+    let answered = until_too_many(async || http::get_as(&token, &url).await).await?;
+    ensure!(answered >= 10, "{answered} polls, the burst is 10");
+    // One a second is within this rate for ever; the default is ten.
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        http::get_as(&token, &url).await?.expect_status(200)?;
+    }
+    Ok(())
+}
+
+/// How often this is answered before it is too often.
+async fn until_too_many(ask: impl AsyncFn() -> anyhow::Result<Response>) -> anyhow::Result<u32> {
+    for answered in 0..200 {
+        let answer = ask().await?;
+        if answer.status == 429 {
+            ensure!(answer.json()?["code"] == "rate_limited" && answer.header("retry-after") == Some("1"));
+            return Ok(answered);
+        }
+    }
+    anyhow::bail!("it never is too often");
+}
+
 fn friend(id: i64, lat: f64, tst: u64) -> Value {
     let id = id.to_string();
     json!([{"_type": "location", "tid": id, "topic": format!("owntracks/{id}/phone"), "lat": lat, "lon": 8.5, "tst": tst}])

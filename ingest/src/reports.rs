@@ -85,8 +85,10 @@ impl Reports {
     ) -> Result<Submitted, Problem> {
         let own = reports.iter().filter(|report| report.user_id.is_none()).count();
         if own < reports.len() {
-            caller.require(SCOPE_INGEST_ANY).map_err(counted)?;
+            caller.require(SCOPE_INGEST_ANY).map_err(|problem| counted(self.refused(caller, problem)))?;
         }
+        // No report at all is a request all the same.
+        let own = if reports.is_empty() { 1 } else { own };
         self.shared.rates.take(caller.user, own).map_err(counted)?;
         if let Some(reported_at) = reports.first().and_then(|report| report.reported_at) {
             hop("phone", now.since_ms(reported_at));
@@ -111,12 +113,18 @@ impl Reports {
         Ok(self.append(std::iter::once(event), now))
     }
 
-    /// Counts something that is no report, but costs as much: whoever sends only nonsense has a rate, too.
+    /// Counts something that is no report, but costs as much: a poll, a message that means nothing here, nonsense.
     ///
     /// # Errors
     /// 429 `rate_limited`.
     pub fn count_other(&self, caller: &Caller) -> Result<(), Problem> {
         self.shared.rates.take(caller.user, 1).map_err(counted)
+    }
+
+    /// What the caller hears of a request that is refused for this reason: it counts as one report, whatever is in it, and from some
+    /// number of them on the answer is 429 `rate_limited`.
+    pub fn refused(&self, caller: &Caller, problem: Problem) -> Problem {
+        self.shared.rates.take(caller.user, 1).err().unwrap_or(problem)
     }
 
     /// Waits for what is under way, at most `limit`. Blocks.

@@ -11,7 +11,9 @@ use futures_util::Stream;
 use http::{HeaderMap, StatusCode};
 use nearby_schemas::{InvalidUserId, Source, TimestampMs, UserId};
 use nearby_service::auth::{SCOPE_FRIENDS_WRITE, SCOPES_ALL, Tokens};
-use nearby_service::http::{Routes, read_body};
+use nearby_service::body::read_body;
+use nearby_service::hosts::check_local;
+use nearby_service::http::Routes;
 use nearby_service::problem::{Problem, json};
 use serde_json::json;
 use std::convert::Infallible;
@@ -80,8 +82,11 @@ fn friend_lists(edge: &Shared) -> Routes {
 fn dev_token(edge: &Shared) -> Routes {
     // warp's own query filters reject a query that is absent or does not fit.
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    let path = warp::path!("v1" / "dev" / "token").and(warp::get());
-    path.and(with(edge)).and(query).map(|edge: Shared, query: String| respond(sign(&edge, &query))).boxed()
+    let path = warp::path!("v1" / "dev" / "token").and(warp::get()).and(warp::header::headers_cloned());
+    let answer = |headers: HeaderMap, edge: Shared, query: String| {
+        respond(check_local(&headers).and_then(|()| sign(&edge, &query)))
+    };
+    path.and(with(edge)).and(query).map(answer).boxed()
 }
 
 async fn report(
@@ -90,9 +95,12 @@ async fn report(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
     let caller = edge.tokens.bearer(&headers)?;
-    let body = read_body(body).await.map_err(counted)?;
+    let refused = |problem| counted(edge.reports.refused(&caller, problem));
+    let body = read_body(body).await.map_err(refused)?;
     let now = TimestampMs::now();
-    let reports = admission::reports(&body, now).map_err(counted)?;
+    let reports = admission::reports(&body, now).map_err(refused)?;
+    // Not held while the broker takes its time.
+    drop(body);
     let submitted = edge.reports.submit(&caller, reports, Source::Http, now)?;
     submitted.await.map(accepted)
 }
@@ -103,9 +111,11 @@ async fn withdraw(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
     let caller = edge.tokens.bearer(&headers)?;
-    let body = read_body(body).await.map_err(counted)?;
+    let refused = |problem| counted(edge.reports.refused(&caller, problem));
+    let body = read_body(body).await.map_err(refused)?;
     let now = TimestampMs::now();
-    let reported_at = admission::withdrawal(&body, now).map_err(counted)?;
+    let reported_at = admission::withdrawal(&body, now).map_err(refused)?;
+    drop(body);
     let submitted = edge.reports.withdraw(&caller, reported_at, Source::Http, now)?;
     submitted.await.map(accepted)
 }
@@ -116,9 +126,13 @@ async fn replace_list(
     headers: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
-    edge.tokens.bearer(&headers)?.require(SCOPE_FRIENDS_WRITE)?;
-    let user = user_id(&user)?;
-    let friends = admission::friend_list(&read_body(body).await?)?;
+    let caller = edge.tokens.bearer(&headers)?;
+    let refused = |problem| edge.reports.refused(&caller, problem);
+    caller.require(SCOPE_FRIENDS_WRITE).map_err(refused)?;
+    let user = user_id(&user).map_err(refused)?;
+    let body = read_body(body).await.map_err(refused)?;
+    let friends = admission::friend_list(&body).map_err(refused)?;
+    drop(body);
     edge.friend_lists.replace(vec![(user, friends)], TimestampMs::now()).await.map(accepted)
 }
 
@@ -127,8 +141,12 @@ async fn replace_lists(
     headers: HeaderMap,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
-    edge.tokens.bearer(&headers)?.require(SCOPE_FRIENDS_WRITE)?;
-    let lists = admission::friend_lists(&read_body(body).await?)?;
+    let caller = edge.tokens.bearer(&headers)?;
+    let refused = |problem| edge.reports.refused(&caller, problem);
+    caller.require(SCOPE_FRIENDS_WRITE).map_err(refused)?;
+    let body = read_body(body).await.map_err(refused)?;
+    let lists = admission::friend_lists(&body).map_err(refused)?;
+    drop(body);
     edge.friend_lists.replace(lists, TimestampMs::now()).await.map(accepted)
 }
 

@@ -50,7 +50,7 @@ async fn an_array_keeps_its_order() {
     expect![[r#"202 {"accepted":200}"#]].assert_eq(&answer.text());
     let order = events(&world).into_iter().map(|logged| logged.record.position.and_then(|place| place.accuracy_m));
     assert!(order.eq((0..200_u8).map(|number| Some(f32::from(number)))));
-    let answer = world.call("POST /v1/locations", &world.bearer(7, ""), "[]").await;
+    let answer = world.call("POST /v1/locations", &world.bearer(8, ""), "[]").await;
     expect![[r#"202 {"accepted":0}"#]].assert_eq(&answer.text());
 }
 
@@ -83,6 +83,31 @@ async fn the_burst_and_then_429() {
     }
     let other = world.call("POST /v1/locations", &world.bearer(2, ""), REPORT).await;
     expect![[r#"202 {"accepted":1}"#]].assert_eq(&other.text());
+}
+
+#[tokio::test]
+async fn what_is_refused_or_empty_counts_as_one_report() {
+    let world = World::start(false).await;
+    let calls = [
+        ("POST /v1/locations", "{"),
+        ("POST /v1/locations", "[]"),
+        ("POST /v1/locations", r#"{"lat":1,"lon":2,"user_id":"7"}"#),
+        ("DELETE /v1/location", "{"),
+        ("PUT /v1/users/7/friends", ""),
+        ("POST /v1/friend-lists", ""),
+    ];
+    for (user, (call, body)) in (1..).zip(calls) {
+        let bearer = world.bearer(user, "");
+        let answer = world.call("POST /v1/locations", &bearer, format!("[{}]", [REPORT; 195].join(","))).await;
+        assert_eq!(answer.status, 202, "{}", answer.text());
+        let mut refused = 0;
+        // Ten places a second come back meanwhile.
+        while !world.call(call, &bearer, body).await.text().starts_with("429 rate_limited retry after ") {
+            refused += 1;
+            assert!(refused < 500, "{call} {body} never meets the rate");
+        }
+        assert!(refused >= 5, "{call} {body}: the places that were left are its own");
+    }
 }
 
 #[tokio::test]
@@ -253,6 +278,24 @@ async fn development_tokens_work_and_need_a_user() {
     for query in ["", "?", "?user", "?user=", "?user=alice", "?user=-1", "?other=1"] {
         let answer = world.call(&format!("GET /v1/dev/token{query}"), "", "").await;
         assert_eq!(answer.text(), "400 bad_id", "{query}");
+    }
+}
+
+#[tokio::test]
+async fn development_tokens_are_not_for_who_comes_by_a_proxy() {
+    let world = World::start(true).await;
+    let token = "/v1/dev/token?user=42";
+    for (name, value) in [
+        ("x-forwarded-for", "192.0.2.7"),
+        ("forwarded", "for=192.0.2.7"),
+        ("via", "1.1 proxy"),
+        ("host", "near.example"),
+        ("host", "localhost:8080"),
+    ] {
+        let answer = world.call_with(&format!("GET {token}"), &[(name, value)], "").await;
+        let expected = if value == "localhost:8080" { 200 } else { 403 };
+        assert_eq!(answer.status, expected, "{name}: {value}");
+        assert!(expected == 200 || answer.text() == "403 not_local", "{}", answer.text());
     }
 }
 

@@ -1,6 +1,6 @@
 //! The command line. Every setting is a flag and an environment variable `NEARBY_…`.
 
-use crate::{dead_letters, embedded, friends, replay, run, services, simulate, tail, token, topics};
+use crate::{dead_letters, embedded, friends, history, replay, run, services, simulate, tail, token, topics};
 use clap::{Parser, Subcommand};
 
 /// Shows people which friends are within 8 km, as they move.
@@ -36,6 +36,9 @@ pub enum Command {
     /// What nobody could use: list it, or write it back
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    /// People's data in the history: keep, erase, export
+    #[command(subcommand)]
+    History(history::HistoryCommand),
     /// Simulated clients over the public API: walkers, or recorded check-ins
     Simulate(simulate::SimulateSettings),
     /// Print a token

@@ -90,10 +90,26 @@ impl Log {
     pub fn spans(&self, topic: &str) -> Result<Vec<Span>, LogError> {
         let partitions = self.topics()?.get(topic).copied().ok_or_else(|| LogError::Missing(topic.to_owned()))?;
         let span = |partition| {
-            let (from, end) = self.asking.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)?;
+            let (from, end) = self.watermarks(topic, partition)?;
             Ok(Span { partition, from, end })
         };
         (0..partitions).map(span).collect()
+    }
+
+    /// A new client may have heard of a topic, and say of its partitions for a moment that it knows none.
+    fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            match self.asking.fetch_watermarks(topic, partition, REQUEST_TIMEOUT) {
+                Err(error)
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition)
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(POLL);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// For each partition the first offset within its span whose record is of that time or later, or the end.

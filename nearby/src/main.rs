@@ -8,6 +8,7 @@ mod dead_letters;
 mod decoded;
 mod embedded;
 mod friends;
+mod history;
 mod log;
 mod moments;
 mod page;
@@ -68,6 +69,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Replay(settings) => replay::replay(*settings).await,
         Command::Tail(settings) => tail::tail(settings).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(command).await,
+        Command::History(command) => history::history(command).await,
         Command::Simulate(settings) => simulate::simulate(settings).await,
         Command::Token(settings) => token::token(&settings),
         Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,

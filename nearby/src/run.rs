@@ -16,6 +16,7 @@ use nearby_schemas::codecs::RecordType;
 use nearby_schemas::topics::PARTITIONS_DEFAULT;
 use nearby_service::auth::Tokens;
 use nearby_service::health::Readiness;
+use nearby_service::hosts::BaseUrl;
 use nearby_service::http::{Door, operations};
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::{
@@ -49,7 +50,7 @@ pub struct RunSettings {
     listen: SocketAddr,
     /// Address that clients are told, http://… or https://…; required when listening on 0.0.0.0
     #[arg(long, env = "NEARBY_ADVERTISE_URL", value_name = "URL")]
-    advertise_url: Option<String>,
+    advertise_url: Option<BaseUrl>,
     /// Kafka brokers, HOST:PORT,…; without them Kafka is embedded and forgets everything at the end
     #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
     brokers: Option<String>,
@@ -176,7 +177,7 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
 
 /// Who may come in, once the address that clients are told is found to be one.
 fn door(settings: &RunSettings) -> anyhow::Result<Door> {
-    let advertised = settings.advertise_url.as_deref();
+    let advertised = settings.advertise_url.as_ref();
     let door = wiring::door(settings.listen, advertised, &settings.access, &settings.edge)?;
     public_url(settings.listen, advertised, door.scheme()).map_err(BadSetting)?;
     if settings.walkers > 0 && door.scheme() == "https" {

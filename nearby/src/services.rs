@@ -8,6 +8,7 @@ use nearby_processor::{Processor, ProcessorSettings};
 use nearby_pusher::{Pusher, PusherContext, PusherSettings, Rules};
 use nearby_schemas::codecs::RecordType;
 use nearby_service::health::Readiness;
+use nearby_service::hosts::BaseUrl;
 use nearby_service::http::{Door, Routes, StreamHandler, operations};
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::{AccessSettings, AuthSettings, EdgeSettings, KafkaSettings, RuleSettings, public_url};
@@ -66,7 +67,7 @@ pub struct PusherCommand {
     listen: SocketAddr,
     /// Address that clients are told, http://… or https://…; required when listening on 0.0.0.0
     #[arg(long, env = "NEARBY_ADVERTISE_URL", value_name = "URL")]
-    advertise_url: Option<String>,
+    advertise_url: Option<BaseUrl>,
     #[command(flatten)]
     kafka: KafkaSettings,
     #[command(flatten)]
@@ -184,7 +185,7 @@ pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
 
 /// `nearby pusher`.
 pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
-    let advertised = command.advertise_url.as_deref();
+    let advertised = command.advertise_url.as_ref();
     let door = wiring::door(command.listen, advertised, &command.access, &command.edge)?;
     let public_url = public_url(command.listen, advertised, door.scheme()).map_err(BadSetting)?;
     let tokens = required_tokens(&command.auth)?;

@@ -6,6 +6,7 @@ use nearby_schemas::codecs::RecordType;
 use nearby_service::Stop;
 use nearby_service::auth::{KeyError, Tokens};
 use nearby_service::health::Readiness;
+use nearby_service::hosts::BaseUrl;
 use nearby_service::http::{Door, Routes, StreamHandler, serve};
 use nearby_service::kafka::Kafka;
 use nearby_service::registry::{self, RegistryError};
@@ -103,7 +104,7 @@ pub async fn connect_database(url: &str) -> anyhow::Result<Database> {
 /// Who may come in to a listener that clients use.
 pub fn door(
     listen: SocketAddr,
-    advertise_url: Option<&str>,
+    advertise_url: Option<&BaseUrl>,
     access: &AccessSettings,
     edge: &EdgeSettings,
 ) -> anyhow::Result<Door> {

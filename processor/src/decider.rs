@@ -18,8 +18,6 @@ use std::time::Duration;
 
 /// Sessions of gateways that were lost for so long are ended for good.
 const SESSION_OF_LOST_GATEWAY_MAX_MS: i64 = 86_400_000;
-/// Reports that waited in the log for longer were not waiting for us to be quick.
-const BEHIND_MS: i64 = 1_000;
 /// Reports whose users are brought into the cache together; measured in the engine's benches.
 const PREFETCHED_AT_ONCE: usize = 16;
 /// The wall clock may step back by so much. After a greater step everything that the engine expired meanwhile would stay
@@ -81,9 +79,9 @@ pub struct Decider {
     read_since: BTreeMap<i32, u64>,
     /// Viewers of a partition that is served since may not have their snapshots yet.
     snapshots_wait: bool,
-    /// The group has said at least once what is ours, be it nothing.
+    /// The group has said what is ours, be it nothing, and has not taken all of it away since.
     assigned: bool,
-    /// The latest reports were in the log for long before they came here.
+    /// The log has more reports than come here in a second: nobody waits for milliseconds.
     is_behind: bool,
     latest_now: TimestampMs,
     notices: Vec<Notice>,
@@ -120,12 +118,17 @@ impl Decider {
         self.older_unread = true;
     }
 
+    /// Whether the log has more reports than are read in a second, from the next [`tick`](Decider::tick) on. That is for who reads to say: the
+    /// times of reports are the broker's clock, and this machine's may be another one.
+    pub fn set_behind(&mut self, is_behind: bool) {
+        self.is_behind = is_behind;
+    }
+
     /// Something happened.
     pub fn wake(&mut self, wake: Wake, now: TimestampMs, clock: Duration, actions: &mut Vec<Action>) {
         let (engine, out) = (&mut self.engine, &mut self.notices);
         match wake {
             Wake::Reports(reports) => {
-                self.is_behind = reports.appended_at.is_some_and(|appended_at| now.since_ms(appended_at) > BEHIND_MS);
                 for reports in reports.reports.chunks(PREFETCHED_AT_ONCE) {
                     engine.prefetch(reports.iter().map(|report| report.user));
                     for report in reports {
@@ -172,8 +175,15 @@ impl Decider {
                 }
             }
             Wake::Membership(event) => {
-                self.assigned |= matches!(event, MembershipEvent::Gained(_));
                 let steps = self.ownership.membership(&event, millis(clock));
+                match &event {
+                    MembershipEvent::Gained(_) => self.assigned = true,
+                    // Until the group has said that there is nothing for us, it may be that we are not in it any more.
+                    MembershipEvent::Lost(lost) if !lost.is_empty() && self.ownership.owns_nothing() => {
+                        self.assigned = false;
+                    }
+                    _ => {}
+                }
                 self.take(steps, now, clock, actions);
             }
         }
@@ -237,7 +247,7 @@ impl Decider {
     pub fn progress(&self) -> Progress {
         match (self.is_restored(), self.ownership.unserved()) {
             (false, _) => Progress::RestoringPositions(self.unrestored.len()),
-            (true, 0) if !self.assigned => Progress::Joining,
+            (true, 0) if !self.assigned && self.ownership.holds_nothing() => Progress::Joining,
             (true, 0) if self.snapshots_wait => Progress::SendingSnapshots,
             (true, 0) => Progress::Serving,
             (true, unserved) => Progress::RestoringViewers(unserved),

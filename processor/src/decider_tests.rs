@@ -3,11 +3,12 @@
 use super::*;
 use crate::ownership::LINGER_MAX_MS;
 use crate::packing::viewers_of;
-use crate::wake::{Listed, Reported, Sessioned};
+use crate::wake::{Listed, Reported, Reports, Sessioned};
 use nearby_engine::EngineSettings;
 use nearby_schemas::Place;
 use nearby_schemas::batch::{Event, FriendMovedBatch};
 use nearby_schemas::codec::Codec;
+use std::sync::Arc;
 
 const NOW: TimestampMs = TimestampMs(1_000_000);
 const PARTITION: i32 = 0;
@@ -158,6 +159,45 @@ fn the_end_of_an_earlier_reading_restores_nothing() {
     assert_eq!((story.tick(), story.decider.progress()), (vec![], Progress::RestoringViewers(1)));
     story.lists_and_sessions();
     story.claims(2);
+}
+
+#[test]
+fn who_has_lost_everything_is_not_ready_until_the_group_has_said_what_is_its_own() {
+    let mut story = Story::serving(1, 77);
+    while story.decider.resume(NOW) {}
+    story.wake(lost());
+    assert_eq!(story.decider.progress(), Progress::Serving, "its viewers are told until somebody else does");
+    story.wake(Wake::Membership(MembershipEvent::EpochSeen(PARTITION, Epoch(78))));
+    assert!(story.decider.holds_nothing());
+    assert_eq!(story.decider.progress(), Progress::Joining);
+    story.wake(Wake::Membership(MembershipEvent::Gained(vec![])));
+    assert_eq!(story.decider.progress(), Progress::Serving, "of nothing, as the group has it");
+    story.wake(Wake::Membership(MembershipEvent::Lost(vec![])));
+    assert_eq!(story.decider.progress(), Progress::Serving, "that was another engine's");
+}
+
+#[test]
+fn only_who_reads_says_whether_it_is_behind() {
+    let mut story = Story::serving(1, 77);
+    let place = Some(Place { lat_e7: 377_700_000, lon_e7: -1_224_100_000 });
+    let reports = |appended_at| {
+        let reports = vec![Reported { user: UserId(1), time: NOW, place }];
+        Wake::Reports(Arc::new(Reports { reports, appended_at: Some(appended_at) }))
+    };
+    let mut waits_ms = |is_behind, appended_at| {
+        story.decider.set_behind(is_behind);
+        story.wake(reports(appended_at));
+        story.tick();
+        story.sent();
+        story.wake(reports(appended_at));
+        story.decider.flush(NOW, Duration::from_millis(story.clock_ms), &mut Vec::new());
+        let due = story.decider.next_due().expect("a move of the viewer waits");
+        due.as_millis() - u128::from(story.clock_ms)
+    };
+    // The clocks of brokers are other machines'.
+    assert_eq!(waits_ms(false, NOW.plus_ms(-3_600_000)), 5);
+    assert_eq!(waits_ms(true, NOW.plus_ms(3_600_000)), 20);
+    assert_eq!(waits_ms(false, NOW), 5);
 }
 
 #[test]

@@ -201,6 +201,7 @@ impl Drive {
         if let Some(because) = self.outbox.failed() {
             return Err(format!("its producer has failed for good: {because}"));
         }
+        self.decider.set_behind(self.readers.is_behind());
         self.decider.tick(TimestampMs::now(), self.started_at.elapsed(), actions);
         let (progress, counts) = (self.decider.progress(), self.decider.counts());
         self.group.tell_progress(self.engine, progress, counts, self.decider.epochs().len());

@@ -120,6 +120,11 @@ impl Ownership {
         self.partitions.values().filter(waiting).count()
     }
 
+    /// Whether the group has taken every partition away; some may be served still.
+    pub fn owns_nothing(&self) -> bool {
+        self.partitions.values().all(|state| matches!(state, State::Lingering { .. }))
+    }
+
     /// Whether every partition has been handed over.
     pub fn holds_nothing(&self) -> bool {
         self.partitions.is_empty()

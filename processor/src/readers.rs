@@ -26,8 +26,9 @@ pub(crate) struct History {
     pub newest_since: Option<TimestampMs>,
 }
 
-/// Readers of the owned partitions.
+/// Readers of all reports, and of the owned partitions.
 pub(crate) struct Readers {
+    reports: Reader,
     lists: Reader,
     sessions: Reader,
 }
@@ -42,11 +43,16 @@ impl Readers {
         appender: &Appender,
         stop: &Stop,
     ) -> Result<Readers, KafkaError> {
-        hear_reports(kafka, partitions, history, engines, stop)?;
+        let reports = hear_reports(kafka, partitions, history, engines, stop)?;
         hear_heartbeats(kafka, partitions, engines.clone(), stop)?;
         let lists = hear_lists(kafka, partitions, engines.clone(), stop)?;
         let sessions = hear_sessions(kafka, partitions, engines.clone(), appender.clone(), stop)?;
-        Ok(Readers { lists, sessions })
+        Ok(Readers { reports, lists, sessions })
+    }
+
+    /// Whether the log has more reports than are read in a second.
+    pub fn is_behind(&self) -> bool {
+        self.reports.is_behind()
     }
 
     /// Reads lists and sessions of these partitions from the beginning, in a reading of this generation.
@@ -70,7 +76,7 @@ fn hear_reports(
     history: History,
     engines: &Engines,
     stop: &Stop,
-) -> Result<(), KafkaError> {
+) -> Result<Reader, KafkaError> {
     let decoders = Decoders::new(partitions, &kafka.codecs);
     let mut gathered = Reports::default();
     let (of_reader, topic) = (engines.clone(), kafka.topics.location_events());
@@ -86,16 +92,17 @@ fn hear_reports(
     let reader = Reader::start(kafka, topic, OutOfLog::GoOnAtBeginning, stop.clone(), hear)?;
     if kafka.embedded {
         reader.add(&(0..partitions).map(|partition| (partition, Start::Beginning)).collect::<Vec<_>>(), 0);
-        return Ok(());
+        return Ok(reader);
     }
     let starts = reader.offsets_at(partitions, history.newest_since.unwrap_or(history.oldest).0)?;
     reader.add(&starts.iter().map(|(partition, offset)| (*partition, Start::At(*offset))).collect::<Vec<_>>(), 0);
     if history.newest_since.is_none() {
-        return Ok(());
+        return Ok(reader);
     }
     let oldest = reader.offsets_at(partitions, history.oldest.0)?;
     let ranges = oldest.into_iter().zip(starts).map(|((partition, from), (_, to))| (partition, from, to)).collect();
-    hear_older_reports(kafka, partitions, ranges, engines.clone(), stop)
+    hear_older_reports(kafka, partitions, ranges, engines.clone(), stop)?;
+    Ok(reader)
 }
 
 /// These ranges of offsets, whenever the engines have time for them.

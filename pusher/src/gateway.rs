@@ -69,7 +69,7 @@ impl Gateway {
     pub fn admit(&self, user: UserId) -> Result<Connection, Problem> {
         let refuse = |code, detail: &str| Err(Problem::unavailable(code, detail));
         if self.draining.is_cancelled() {
-            return refuse("draining", "this gateway is going away: ask GET /v1/gateway for another");
+            return Err(draining());
         }
         if self.hub.sockets() >= self.settings.capacity {
             return refuse("gateway_full", "this gateway is full: ask GET /v1/gateway for another");
@@ -97,6 +97,11 @@ impl Gateway {
         let turn: f64 = rand::random();
         tokio::time::sleep(farewell_within(self.hub.sockets()).mul_f64(turn)).await;
     }
+}
+
+/// 503: nobody is let in any more.
+pub fn draining() -> Problem {
+    Problem::unavailable("draining", "this gateway is going away: ask GET /v1/gateway for another")
 }
 
 /// How long it takes to ask so many clients to go.

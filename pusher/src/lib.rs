@@ -7,11 +7,13 @@
 
 pub mod client_frame;
 pub mod delivery;
+mod flusher;
 pub mod frames;
 mod gateway;
 mod handshake;
 mod heartbeat;
 mod hub;
+mod line;
 mod listener;
 mod owntracks;
 mod polling;
@@ -117,6 +119,9 @@ pub enum StartError {
     /// A client could not be made.
     #[error("Kafka: {0}")]
     Kafka(#[from] KafkaError),
+    /// The system gives no thread.
+    #[error("starting a thread: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// A running gateway.
@@ -146,12 +151,15 @@ impl Pusher {
             kafka.create_topic(&kafka.topics.friend_moved_spec(&id)).await?;
         }
         let appender = Appender::new(&kafka)?;
-        let hub = Hub::new(id.clone(), kafka.topics.sessions(), partitions, appender.clone(), kafka.codecs.codec());
+        let flush_interval = Duration::from_millis(settings.flush_ms);
+        let (sessions, codec) = (kafka.topics.sessions(), kafka.codecs.codec());
+        let flush = (flush_interval, rules.clone());
+        let hub = Hub::start(id.clone(), sessions, partitions, appender.clone(), codec, flush)?;
         let gateway = Arc::new(Gateway {
             id: id.clone(),
             settings: GatewaySettings {
                 rules,
-                flush_interval: Duration::from_millis(settings.flush_ms),
+                flush_interval,
                 slow_client: Duration::from_secs(settings.slow_client_s),
                 capacity: settings.connections_max as usize,
                 accept_rate_per_s: settings.accept_rate_per_s.get(),

@@ -13,7 +13,8 @@ use nearby_ingest::admission::{self, Report};
 use nearby_ingest::reports::counted;
 use nearby_schemas::nearness::UNITS_PER_DEGREE;
 use nearby_schemas::{Source, TimestampMs, UserId};
-use nearby_service::http::{Routes, read_body};
+use nearby_service::body::read_body;
+use nearby_service::http::Routes;
 use nearby_service::problem::{Problem, json};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -65,15 +66,22 @@ async fn answer(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Result<Response, Problem> {
     let caller = gateway.tokens.basic(headers)?;
-    let body = read_body(body).await.map_err(counted)?;
+    let refused = |problem| counted(gateway.reports.refused(&caller, problem));
+    let body = read_body(body).await.map_err(refused)?;
     let now = TimestampMs::now();
-    let report = match parse(&body, now).map_err(counted)? {
+    let message = parse(&body, now).map_err(refused)?;
+    drop(body);
+    let report = match message {
         Message::Location(report) => report,
         Message::TooOld => {
+            gateway.reports.count_other(&caller)?;
             counted(Problem::bad_request("too_old", ""));
             return Ok(friends(&[]));
         }
-        Message::Other => return Ok(friends(&[])),
+        Message::Other => {
+            gateway.reports.count_other(&caller)?;
+            return Ok(friends(&[]));
+        }
     };
     // The report first: a view that is opened after it knows where the viewer is.
     gateway.reports.submit(&caller, vec![report], Source::OwnTracks, now)?.await?;

@@ -2,7 +2,7 @@
 
 use crate::delivery::{Outgoing, Shown};
 use crate::frames;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, draining};
 use crate::hub::Connection;
 use crate::watching;
 use futures_util::stream;
@@ -58,8 +58,18 @@ impl Pollers {
     /// All that the user sees, as soon as it is known, or nothing after the wait. Opens or prolongs the session.
     ///
     /// # Errors
-    /// 503 if there is no room for a new session.
+    /// 503 if there is no room for a new session, or if the gateway drains meanwhile.
     pub async fn view(
+        &self,
+        gateway: &Gateway,
+        user: UserId,
+        wait: Duration,
+    ) -> Result<Option<Vec<(UserId, Shown)>>, Problem> {
+        // A gateway that ends waits for it: a session ends when nobody holds its connection any more, and its tombstone has to be written.
+        gateway.tasks.track_future(self.known_view(gateway, user, wait)).await
+    }
+
+    async fn known_view(
         &self,
         gateway: &Gateway,
         user: UserId,
@@ -70,13 +80,16 @@ impl Pollers {
         loop {
             if let Some(view) = gateway.hub.view(user) {
                 // Others may poll for the same user, and a notification wakes one.
-                connection.wake.notify_one();
+                connection.outlet.news.notify_one();
                 // Pollers get the whole view: what the socket would have sent is of no use to them.
-                gateway.hub.take(&connection);
+                gateway.hub.take(&connection.outlet, true);
                 return Ok(Some(view));
             }
-            if timeout_at(deadline, connection.wake.notified()).await.is_err() {
-                return Ok(None);
+            tokio::select! {
+                () = gateway.draining.cancelled() => return Err(draining()),
+                woken = timeout_at(deadline, connection.outlet.news.notified()) => if woken.is_err() {
+                    return Ok(None);
+                },
             }
         }
     }
@@ -92,7 +105,7 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
                 let polled = match gateway.tokens.bearer(&headers) {
                     Ok(caller) => {
                         watching::tap_request(&gateway, &caller, "/v1/nearby", headers);
-                        poll(&gateway, &pollers, caller.user).await
+                        poll(&gateway, &pollers, &caller).await
                     }
                     Err(problem) => Err(problem),
                 };
@@ -114,8 +127,9 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
     if gateway.wire.is_some() { routes.or(watching::routes(gateway)).unify().boxed() } else { routes.boxed() }
 }
 
-async fn poll(gateway: &Gateway, pollers: &Pollers, user: UserId) -> Result<Response, Problem> {
-    let Some(view) = pollers.view(gateway, user, FIRST_SNAPSHOT_WAIT).await? else {
+async fn poll(gateway: &Gateway, pollers: &Pollers, caller: &Caller) -> Result<Response, Problem> {
+    gateway.reports.count_other(caller)?;
+    let Some(view) = pollers.view(gateway, caller.user, FIRST_SNAPSHOT_WAIT).await? else {
         let detail = "the snapshot did not come in time: the processors may be starting";
         return Err(Problem::unavailable("snapshot_timeout", detail));
     };
@@ -158,7 +172,19 @@ fn tell(gateway: &Arc<Gateway>, caller: Caller, connection: Connection, end: Opt
         Some((Ok::<_, Infallible>(warp::sse::Event::default().data(frame)), told))
     });
     let keep_alive = warp::sse::keep_alive().interval(COMMENT_INTERVAL);
-    warp::sse::reply(keep_alive.stream(events)).into_response()
+    let mut response = warp::sse::reply(keep_alive.stream(events)).into_response();
+    // It ends with its answer: see `end_in_time`.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// After its last frame the connection ends by itself, but not as long as the client takes nothing: then it is ended.
+fn end_in_time(end: Option<ConnectionEnd>, limit: Duration) {
+    let Some(ConnectionEnd(end)) = end else { return };
+    tokio::spawn(async move {
+        tokio::time::sleep(limit).await;
+        end.cancel();
+    });
 }
 
 impl EventStream {
@@ -176,7 +202,11 @@ impl EventStream {
                 Next::Frame(frame) => (frame, false),
                 Next::LastFrame(frame) => (frame, true),
             };
-            if frames.send(frame).await.is_err() || last {
+            if frames.send(frame).await.is_err() {
+                return;
+            }
+            if last {
+                end_in_time(end, gateway.settings.slow_client);
                 return;
             }
             // The next frame is made when there is a place for it, so that it says what is true then.
@@ -201,7 +231,7 @@ impl EventStream {
     }
 
     async fn next_frame(&mut self) -> Next {
-        let wake = Arc::clone(&self.connection.wake);
+        let outlet = Arc::clone(&self.connection.outlet);
         let left_ms = u64::try_from(self.caller.expires_at.since_ms(TimestampMs::now())).unwrap_or(0);
         let expiry = tokio::time::sleep(Duration::from_millis(left_ms));
         tokio::pin!(expiry);
@@ -211,10 +241,10 @@ impl EventStream {
                 () = &mut expiry => {
                     return Next::LastFrame(frames::error("token_expired", "the token has expired", None));
                 }
-                () = wake.notified(), if !unsent => self.unsent = true,
+                () = outlet.news.notified(), if !unsent => self.unsent = true,
                 () = sleep_until(self.next_flush), if unsent => {
                     self.unsent = false;
-                    if let Some(outgoing) = self.gateway.hub.take(&self.connection) {
+                    if let Some(outgoing) = self.gateway.hub.take(&self.connection.outlet, true) {
                         self.next_flush = Instant::now() + self.gateway.settings.flush_interval;
                         return Next::Frame(frames::outgoing(&outgoing, &self.gateway.settings.rules));
                     }

@@ -10,8 +10,7 @@
 use crate::delivery::{Outgoing, Shown, SocketId, Viewer};
 use nearby_schemas::{TimestampMs, UserId};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use tokio::sync::Notify;
+use std::task::Waker;
 
 /// One user's sockets on one gateway: some devices, and what they left behind and nobody has found to be gone yet.
 pub const SOCKETS_PER_USER_MAX: usize = 16;
@@ -30,15 +29,15 @@ pub struct Sessions {
 struct Connected {
     viewer: Viewer,
     ask: i64,
-    wakers: Vec<(SocketId, Arc<Notify>)>,
+    wakers: Vec<(SocketId, Waker)>,
 }
 
 impl Sessions {
-    /// A socket has come; `wake` is notified whenever there may be something to [`take`](Self::take). Returns the `ask` of
+    /// A socket has come; `wake` is called whenever there may be something to [`take`](Self::take). Returns the `ask` of
     /// the session record that has to be written: the first socket opens the session, the others find its view, or wait for
     /// the same snapshot.
     #[must_use = "the session record has to be written"]
-    pub fn connect(&mut self, user: UserId, socket: SocketId, wake: Arc<Notify>, now: TimestampMs) -> Option<i64> {
+    pub fn connect(&mut self, user: UserId, socket: SocketId, wake: Waker, now: TimestampMs) -> Option<i64> {
         let opened = (!self.connected.contains_key(&user)).then(|| self.next_ask(now));
         let connected = self.connected.entry(user).or_default();
         if let Some(ask) = opened {
@@ -46,7 +45,7 @@ impl Sessions {
         }
         let known = connected.viewer.connect(socket);
         if known {
-            wake.notify_one();
+            wake.wake_by_ref();
         }
         connected.wakers.push((socket, wake));
         opened
@@ -92,7 +91,7 @@ impl Sessions {
     pub fn change(&mut self, user: UserId, change: impl FnOnce(&mut Viewer)) -> bool {
         let Some(connected) = self.connected.get_mut(&user) else { return false };
         change(&mut connected.viewer);
-        connected.wakers.iter().for_each(|(_, wake)| wake.notify_one());
+        connected.wakers.iter().for_each(|(_, wake)| wake.wake_by_ref());
         true
     }
 
@@ -116,16 +115,28 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::FutureExt;
     use nearby_schemas::batch::ViewerSnapshot;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
 
     const NOW: TimestampMs = TimestampMs(1_000);
     const USER: UserId = UserId(1);
     const EMPTY: Option<Outgoing> = Some(Outgoing::Snapshot(Vec::new()));
 
-    fn connect(sessions: &mut Sessions, user: UserId, socket: u64) -> (Arc<Notify>, Option<i64>) {
-        let wake = Arc::new(Notify::new());
-        let ask = sessions.connect(user, SocketId(socket), Arc::clone(&wake), NOW);
+    /// Remembers that it was woken.
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn connect(sessions: &mut Sessions, user: UserId, socket: u64) -> (Arc<Woken>, Option<i64>) {
+        let wake = Arc::new(Woken::default());
+        let ask = sessions.connect(user, SocketId(socket), Arc::clone(&wake).into(), NOW);
         (wake, ask)
     }
 
@@ -134,8 +145,8 @@ mod tests {
         sessions.change(user, |viewer| viewer.snapshot(&snapshot))
     }
 
-    fn woken(wake: &Notify) -> bool {
-        wake.notified().now_or_never().is_some()
+    fn woken(wake: &Woken) -> bool {
+        wake.0.swap(false, Ordering::Relaxed)
     }
 
     #[test]
@@ -186,7 +197,7 @@ mod tests {
     fn a_session_that_is_opened_again_asks_for_more_whatever_the_clock_does() {
         let mut sessions = Sessions::default();
         let mut open_at = |now| {
-            let ask = sessions.connect(USER, SocketId(1), Arc::default(), TimestampMs(now));
+            let ask = sessions.connect(USER, SocketId(1), Waker::noop().clone(), TimestampMs(now));
             assert_eq!(sessions.session(USER), ask);
             assert!(sessions.disconnect(USER, SocketId(1)));
             ask

@@ -1,10 +1,12 @@
 //! `GET /v1/stream`: one client's WebSocket, from the handshake to the close frame.
 
 use crate::client_frame::{self, ClientFrame};
+use crate::flusher::WebSocketLine;
 use crate::frames;
 use crate::gateway::Gateway;
 use crate::handshake::{self, Accepted};
 use crate::hub::Connection;
+use crate::line::{Half, Line};
 use crate::wire::{Tap, WATCHED_PING_INTERVAL};
 use futures_util::{SinkExt, StreamExt};
 use hyper::body::Incoming;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -37,7 +39,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(75);
 const UNACKNOWLEDGED_MAX: usize = 256;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+type Socket = WebSocketStream<Half<TokioIo<hyper::upgrade::Upgraded>>>;
 
 /// Why a socket ends.
 enum End {
@@ -83,23 +85,16 @@ async fn serve(
         .max_write_buffer_size(1024 * 1024)
         .max_message_size(Some(FRAME_BYTES_MAX))
         .max_frame_size(Some(FRAME_BYTES_MAX));
-    let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let line = Line::new(TokioIo::new(upgraded), tap);
+    let socket = WebSocketStream::from_raw_socket(Half(Arc::clone(&line)), Role::Server, Some(config)).await;
     let (answers, answered) = mpsc::channel(UNACKNOWLEDGED_MAX);
-    let mut client = Client {
-        caller,
-        socket,
-        connection,
-        answers,
-        next_flush: Instant::now(),
-        heard_at: Instant::now(),
-        gateway,
-        tap,
-    };
+    let mut client = Client { caller, socket, connection, line, answers, heard_at: Instant::now(), gateway };
     let end = client.run(answered).await;
-    // The session ends here, however long the farewell takes.
-    let Client { socket, connection, tap, .. } = client;
+    // The session ends here, however long the farewell takes; and nothing comes after a farewell.
+    let Client { socket, connection, line, .. } = client;
     drop(connection);
-    close(socket, end, tap).await;
+    line.set_open(false);
+    close(socket, end, line.tap.as_ref()).await;
 }
 
 struct Client {
@@ -107,13 +102,10 @@ struct Client {
     caller: Caller,
     socket: Socket,
     connection: Connection,
+    line: Arc<WebSocketLine>,
     /// Answers to reports, in the order in which the broker acknowledges them; silence is an answer too, as it frees a place.
     answers: mpsc::Sender<Option<String>>,
-    /// The earliest time of the next update.
-    next_flush: Instant,
     heard_at: Instant,
-    /// Somebody watches.
-    tap: Option<Tap>,
 }
 
 impl Client {
@@ -124,34 +116,28 @@ impl Client {
         if let Err(end) = self.send(welcome).await {
             return end;
         }
-        let wake = Arc::clone(&self.connection.wake);
+        gateway.hub.attach(&self.connection, &self.line);
+        let line = Arc::clone(&self.line);
         let turn_to_go = gateway.turn_to_go();
         tokio::pin!(turn_to_go);
-        let mut ping = tokio::time::interval(if self.tap.is_some() { WATCHED_PING_INTERVAL } else { PING_INTERVAL });
+        let watched = self.line.tap.is_some();
+        let mut ping = tokio::time::interval(if watched { WATCHED_PING_INTERVAL } else { PING_INTERVAL });
         ping.reset();
-        // Something may be waiting to be sent; kept here, because a notification is forgotten once it is heard.
-        let mut unsent = false;
         loop {
             let expiry = tokio::time::sleep(until(self.caller.expires_at));
             let step = tokio::select! {
                 biased;
                 () = &mut turn_to_go => return self.drain().await,
                 () = expiry => Err(End::Close(CloseCode::Policy, "token_expired")),
+                () = line.stuck() => self.send_rest().await,
                 Some(answer) = answered.recv() => match answer {
                     Some(answer) => self.send(answer).await,
                     None => Ok(()),
                 },
-                () = wake.notified(), if !unsent => {
-                    unsent = true;
-                    Ok(())
-                }
-                () = sleep_until(self.next_flush), if unsent => {
-                    unsent = false;
-                    self.flush().await
-                }
+                // Before what is heard, or who never stops talking is never asked whether it reads.
+                _ = ping.tick() => self.ping().await,
                 // Not read while too many reports wait for the broker's word.
                 message = self.socket.next(), if self.answers.capacity() > 0 => self.heard(message).await,
-                _ = ping.tick() => self.ping().await,
             };
             if let Err(end) = step {
                 return end;
@@ -159,17 +145,9 @@ impl Client {
         }
     }
 
-    /// Sends what is new, at most one frame per flush interval.
-    async fn flush(&mut self) -> Result<(), End> {
-        let Some(outgoing) = self.gateway.hub.take(&self.connection) else { return Ok(()) };
-        self.next_flush = Instant::now() + self.gateway.settings.flush_interval;
-        metrics::counter!("nearby_pusher_frames_total").increment(1);
-        self.send(frames::outgoing(&outgoing, &self.gateway.settings.rules)).await
-    }
-
     async fn heard(&mut self, message: Option<Result<Message, Error>>) -> Result<(), End> {
         self.heard_at = Instant::now();
-        if let (Some(tap), Some(Ok(message))) = (&mut self.tap, &message) {
+        if let (Some(tap), Some(Ok(message))) = (&self.line.tap, &message) {
             tap.message("received", message);
         }
         match message {
@@ -269,6 +247,7 @@ impl Client {
     }
 
     async fn drain(&mut self) -> End {
+        self.line.set_open(false);
         match self.send(frames::drain(frames::reconnect_after_ms())).await {
             Ok(()) => End::Close(CloseCode::Restart, "restart"),
             Err(end) => end,
@@ -279,21 +258,46 @@ impl Client {
         self.send_message(Message::text(text)).await
     }
 
-    /// Sends, or finds out that the client makes no progress.
     async fn send_message(&mut self, message: Message) -> Result<(), End> {
-        if let Some(tap) = &mut self.tap {
+        if let Some(tap) = &self.line.tap {
             tap.message("sent", &message);
         }
-        match timeout(self.gateway.settings.slow_client, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Peer),
-            Err(_) => Err(End::Stuck),
+        let slow_client = self.gateway.settings.slow_client;
+        progress(&self.line, slow_client, self.socket.send(message)).await
+    }
+
+    /// Sends what the flusher could not, which then goes on.
+    async fn send_rest(&mut self) -> Result<(), End> {
+        progress(&self.line, self.gateway.settings.slow_client, self.socket.flush()).await?;
+        if self.line.take_passed_over() {
+            self.connection.outlet.resume();
+        }
+        Ok(())
+    }
+}
+
+/// Waits until it is sent, or the client has taken nothing for too long.
+async fn progress(
+    line: &WebSocketLine,
+    slow_client: Duration,
+    sending: impl Future<Output = Result<(), Error>>,
+) -> Result<(), End> {
+    tokio::pin!(sending);
+    let mut patience = slow_client;
+    loop {
+        match timeout(patience, &mut sending).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(_)) => return Err(End::Peer),
+            Err(_) => patience = slow_client.saturating_sub(line.without_progress()),
+        }
+        if patience.is_zero() {
+            return Err(End::Stuck);
         }
     }
 }
 
 /// Says farewell, and waits a little for the peer's.
-async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
+async fn close(mut socket: Socket, end: End, tap: Option<&Tap>) {
     let frame = match end {
         End::Peer => None,
         End::Close(code, reason) => Some((code, reason)),
@@ -304,7 +308,7 @@ async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
     }
     let farewell = async {
         let frame = frame.map(|(code, reason)| CloseFrame { code, reason: reason.into() });
-        if let (Some(tap), Some(_)) = (&tap, &frame) {
+        if let (Some(tap), Some(_)) = (tap, &frame) {
             tap.close("sent", frame.as_ref());
         }
         if let Err(error) = socket.close(frame).await {
@@ -312,7 +316,7 @@ async fn close(mut socket: Socket, end: End, tap: Option<Tap>) {
             tracing::debug!(%error, "closing");
         }
         while let Some(Ok(message)) = socket.next().await {
-            if let (Some(tap), Message::Close(frame)) = (&tap, &message) {
+            if let (Some(tap), Message::Close(frame)) = (tap, &message) {
                 tap.close("received", frame.as_ref());
             }
         }

@@ -51,7 +51,7 @@ impl Wire {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let told = listeners.get(&user).filter(|told| told.receiver_count() > 0)?.clone();
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        let tap = Tap { told, connection, path: request.uri().path().to_owned(), pinged_at: None };
+        let tap = Tap { told, connection, path: request.uri().path().to_owned(), pinged_at: Mutex::default() };
         let first = format!("{} {} HTTP/1.1", request.method(), request.uri());
         tap.head("request", first, request.headers());
         Some(tap)
@@ -63,7 +63,7 @@ pub struct Tap {
     told: Sender<Arc<str>>,
     connection: u64,
     path: String,
-    pinged_at: Option<Instant>,
+    pinged_at: Mutex<Option<Instant>>,
 }
 
 impl Tap {
@@ -75,8 +75,9 @@ impl Tap {
     }
 
     /// A message that is sent now, or was received; of a fragmented one, the whole.
-    pub fn message(&mut self, direction: &'static str, message: &Message) {
+    pub fn message(&self, direction: &'static str, message: &Message) {
         let mut about = json!({"direction": direction, "bytes": message.len()});
+        let mut pinged_at = self.pinged_at.lock().unwrap_or_else(PoisonError::into_inner);
         about["frame_bytes"] = json!(frame_bytes(message.len(), direction == "received"));
         let opcode = match message {
             Message::Text(text) => {
@@ -86,12 +87,12 @@ impl Tap {
             Message::Binary(_) => "binary",
             Message::Ping(_) => {
                 if direction == "sent" {
-                    self.pinged_at = Some(Instant::now());
+                    *pinged_at = Some(Instant::now());
                 }
                 "ping"
             }
             Message::Pong(_) => {
-                if let Some(pinged_at) = self.pinged_at.take().filter(|_| direction == "received") {
+                if let Some(pinged_at) = pinged_at.take().filter(|_| direction == "received") {
                     about["after_ms"] = json!(pinged_at.elapsed().as_secs_f64() * 1000.0);
                 }
                 "pong"
@@ -140,7 +141,7 @@ impl Tap {
 }
 
 /// A frame with this payload, as RFC 6455 has it: clients mask theirs.
-fn frame_bytes(payload: usize, masked: bool) -> usize {
+pub(crate) fn frame_bytes(payload: usize, masked: bool) -> usize {
     let length = match payload {
         0..=125 => 0,
         126..=65_535 => 2,
@@ -222,7 +223,7 @@ mod tests {
             ("cookie", token.to_owned()),
         ];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let mut tap = wire.tap(UserId(1), &request(&headers)).expect("somebody listens");
+        let tap = wire.tap(UserId(1), &request(&headers)).expect("somebody listens");
         let head = next(&mut heard);
         assert!(head["lines"][2] == "sec-websocket-protocol: nearby.v1, bearer.… (50 characters, not shown)", "{head}");
         assert_eq!(head["bytes"], 27 + 74 + 93 + 60, "of what was really sent");

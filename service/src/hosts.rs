@@ -8,7 +8,20 @@ use crate::problem::Problem;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+/// What proxies add to a request.
+const OF_PROXIES: [&str; 6] =
+    ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via"];
+
+/// An address that clients are told, `http://HOST`, with a port and a path if need be, and without a slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrl {
+    text: String,
+    authority: Authority,
+}
 
 /// What a request may say in `Host` and `Origin`.
 #[derive(Clone, Debug)]
@@ -24,10 +37,8 @@ pub struct Hosts {
 
 impl Hosts {
     /// For a listener. Beyond loopback, and with no name advertised or allowed, we cannot know how we are called: anything goes.
-    pub fn new(listen: SocketAddr, advertised: Option<&str>, allowed: &[String], origins: Vec<String>) -> Hosts {
-        let advertised: Option<Authority> = advertised
-            .and_then(|url| url.split_once("://")?.1.split('/').next())
-            .and_then(|authority| authority.parse().ok());
+    pub fn new(listen: SocketAddr, advertised: Option<&BaseUrl>, allowed: &[String], origins: Vec<String>) -> Hosts {
+        let advertised = advertised.map(|url| url.authority.clone());
         let loopback = listen.ip().is_loopback();
         let known = loopback || advertised.is_some() || !allowed.is_empty();
         let named = advertised.iter().map(|authority| authority.host().to_ascii_lowercase());
@@ -94,6 +105,93 @@ impl Hosts {
     }
 }
 
+/// Whether a request comes from this machine without a detour, as far as it says: a proxy here would be our neighbour for anybody.
+///
+/// # Errors
+/// 403 `not_local`.
+pub fn check_local(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_local = |host: Authority| {
+        let name = host.host().trim_matches(['[', ']']);
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    if the_host(headers).is_some_and(is_local) && !OF_PROXIES.iter().any(|name| headers.contains_key(*name)) {
+        return Ok(());
+    }
+    let detail = "only for who asks for localhost on this machine, and not by way of a proxy";
+    Err(Problem::new(StatusCode::FORBIDDEN, "not_local", detail))
+}
+
+impl FromStr for BaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BaseUrl, String> {
+        let (scheme, rest) = text.split_once("://").unwrap_or_default();
+        let (default_port, path_at) = (default_port(scheme)?, rest.find('/').unwrap_or(rest.len()));
+        let (authority, path) = rest.split_at(path_at);
+        let authority = parsed_authority(authority.strip_suffix(default_port).unwrap_or(authority))?;
+        if path.contains(|letter: char| "?#\\".contains(letter) || letter.is_whitespace() || !letter.is_ascii()) {
+            return Err("behind the host there may only be a path".to_owned());
+        }
+        Ok(BaseUrl { text: format!("{scheme}://{authority}{}", path.trim_end_matches('/')), authority })
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// An origin as browsers say it: `https://HOST`, with the port if it is not the scheme's own.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn origin(text: &str) -> Result<String, String> {
+    let url: BaseUrl = text.parse()?;
+    if text != url.text || !text.ends_with(url.authority.as_str()) {
+        return Err("an origin has no path, no slash at its end, and no port that is the scheme's own".to_owned());
+    }
+    Ok(url.text.to_ascii_lowercase())
+}
+
+/// A name as in `Host`, without a port.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let authority = parsed_authority(text)?;
+    if authority.host() != text {
+        return Err("a name, without a port".to_owned());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+fn default_port(scheme: &str) -> Result<&'static str, String> {
+    match scheme {
+        "http" => Ok(":80"),
+        "https" => Ok(":443"),
+        _ => Err("has to start with http:// or https://".to_owned()),
+    }
+}
+
+/// A host that somebody can connect to, perhaps with a port.
+fn parsed_authority(text: &str) -> Result<Authority, String> {
+    let authority: Authority = text.parse().map_err(|_| format!("{text:?} is no host"))?;
+    let host = authority.host();
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    let good_port = text.len() == host.len() || text[host.len()..].strip_prefix(':').is_some_and(is_port);
+    let bare = host.trim_matches(['[', ']']);
+    // No star, say, which would be no more than a name with a star.
+    let is_plain = bare.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
+    if bare.is_empty() || !is_plain || text.contains('@') || !good_port {
+        return Err(format!("{text:?} is no host, nor a host and a port"));
+    }
+    if bare.parse::<IpAddr>().is_ok_and(|address| address.is_unspecified()) {
+        return Err(format!("{host} is where one listens: nobody can be called so"));
+    }
+    Ok(authority)
+}
+
 /// What the one `Host` header says.
 fn the_host(headers: &HeaderMap) -> Option<Authority> {
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -113,8 +211,10 @@ mod tests {
     use super::*;
 
     fn hosts(listen: &str, advertised: Option<&str>, allowed: &[&str]) -> Hosts {
-        let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
-        Hosts::new(listen.parse().expect("an address"), advertised, &allowed, vec!["https://app.example".to_owned()])
+        let allowed: Vec<String> = allowed.iter().map(|name| host_name(name).expect("a name")).collect();
+        let advertised: Option<BaseUrl> = advertised.map(|url| url.parse().expect("an address"));
+        let origins = vec![origin("https://app.example").expect("an origin")];
+        Hosts::new(listen.parse().expect("an address"), advertised.as_ref(), &allowed, origins)
     }
 
     fn headers(lines: &[(header::HeaderName, &str)]) -> HeaderMap {
@@ -181,5 +281,89 @@ mod tests {
         let allowed = headers(&[(header::ORIGIN, "https://app.example")]);
         assert_eq!(hosts.cross_origin(&allowed), Some(HeaderValue::from_static("https://app.example")));
         assert_eq!(hosts.cross_origin(&headers(&[(header::ORIGIN, "https://evil.example")])), None);
+    }
+
+    #[test]
+    fn what_clients_are_told_is_an_address() {
+        let told = |text: &str| text.parse::<BaseUrl>().map(|url| url.to_string());
+        for (given, kept) in [
+            ("http://127.0.0.1:8081", "http://127.0.0.1:8081"),
+            ("https://g1.example/", "https://g1.example"),
+            ("https://g1.example:443/near//", "https://g1.example/near"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("http://g1.example:443", "http://g1.example:443"),
+        ] {
+            assert_eq!(told(given).as_deref(), Ok(kept));
+        }
+        for refused in [
+            "",
+            "g1.example",
+            "g1.example:443",
+            "https:/g1.example",
+            "https://",
+            "https:///x",
+            "ftp://g1.example",
+            "HTTPS://g1.example",
+            "https://:443",
+            "https://g1.example:",
+            "https://g1.example:x",
+            "https://g1.example:0",
+            "https://g1.example:65536",
+            "https://user@g1.example",
+            "https://g1 .example",
+            "https://g1.example/a b",
+            "https://g1.example/?a",
+            "https://g1.example#a",
+            "https://g1.example?a",
+            "http://0.0.0.0:8081",
+            "http://[::]",
+            "http://[::1",
+            "https://a,https://b",
+        ] {
+            assert!(told(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn names_and_origins_are_such_as_can_be_met() {
+        assert_eq!(host_name("G1.Example").as_deref(), Ok("g1.example"));
+        assert_eq!(host_name("[::1]").as_deref(), Ok("[::1]"));
+        for refused in ["", " ", "g1.example:80", "https://g1.example", "g1.example/", "a@b", "0.0.0.0", "*"] {
+            assert!(host_name(refused).is_err(), "{refused}");
+        }
+        assert_eq!(origin("https://App.Example:8443").as_deref(), Ok("https://app.example:8443"));
+        for refused in [
+            "",
+            "*",
+            "null",
+            "app.example",
+            "https://app.example/",
+            "https://app.example/a",
+            "https://app.example:443",
+            "http://a:80",
+        ] {
+            assert!(origin(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_on_this_machine_is_not_this_machine() {
+        let local = |lines: &[(&'static str, &str)]| {
+            let lines: Vec<_> =
+                lines.iter().map(|(name, value)| (header::HeaderName::from_static(name), *value)).collect();
+            check_local(&headers(&lines))
+                .map_err(|refused| assert_eq!((refused.status.as_u16(), refused.code), (403, "not_local")))
+                .is_ok()
+        };
+        for host in ["localhost:8080", "LocalHost", "127.0.0.1:8080", "127.0.0.9", "[::1]:8080"] {
+            assert!(local(&[("host", host)]), "{host}");
+        }
+        for host in ["near.example", "localhost.evil.example", "10.0.0.1", "[fd00::1]", "0.0.0.0", ""] {
+            assert!(!local(&[("host", host)]), "{host}");
+        }
+        for name in OF_PROXIES {
+            assert!(!local(&[("host", "localhost"), (name, "x")]), "{name}");
+        }
+        assert!(!local(&[]) && !local(&[("host", "localhost"), ("host", "localhost")]));
     }
 }

@@ -4,12 +4,12 @@
 //! only routes. What is true of every response (caching, cross-origin rules, errors of routing) is said here.
 
 use crate::addresses::Addresses;
-use crate::hosts::Hosts;
+use crate::hosts::{BaseUrl, Hosts};
 use crate::problem::{Problem, json};
 use crate::settings::AccessSettings;
 use crate::tls::Tls;
 use crate::{Stop, health::Readiness};
-use futures_util::{Stream, StreamExt, future::BoxFuture};
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
-use warp::{Buf, Filter, Rejection, Reply};
+use warp::{Filter, Rejection, Reply};
 
 /// Routes that always answer.
 pub type Routes = BoxedFilter<(Response,)>;
@@ -34,10 +34,6 @@ pub type StreamHandler = Arc<dyn Fn(http::Request<Incoming>) -> BoxFuture<'stati
 #[derive(Clone, Debug)]
 pub struct ConnectionEnd(pub Stop);
 
-/// A client has so long to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Larger bodies are refused with 413.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A client has so long to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests under way when the stop comes have so long to end.
@@ -68,7 +64,7 @@ impl Door {
     /// What is wrong with the certificate, or that no thread can be started.
     pub fn new(
         listen: SocketAddr,
-        advertised: Option<&str>,
+        advertised: Option<&BaseUrl>,
         access: &AccessSettings,
         allowed_origins: &[String],
     ) -> Result<Door, String> {
@@ -255,36 +251,6 @@ pub fn operations(readiness: Readiness) -> Routes {
         response
     });
     health.or(ready).unify().or(metrics).unify().boxed()
-}
-
-/// The whole body, or 413 above [`BODY_BYTES_MAX`], or 408 when it does not come.
-///
-/// # Errors
-/// `too_large`, `body_timeout`, or `bad_body` when the client went away in the middle.
-pub async fn read_body(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Vec<u8>, Problem> {
-    tokio::time::timeout(BODY_TIMEOUT, read_all(body)).await.unwrap_or_else(|_| {
-        let detail = format!("the body did not come within {} s", BODY_TIMEOUT.as_secs());
-        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", detail))
-    })
-}
-
-async fn read_all(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Vec<u8>, Problem> {
-    let mut bytes = Vec::new();
-    tokio::pin!(body);
-    while let Some(chunk) = body.next().await {
-        let mut chunk = chunk.map_err(|_| Problem::bad_request("bad_body", "the body ended early"))?;
-        if bytes.len() + chunk.remaining() > BODY_BYTES_MAX {
-            let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail));
-        }
-        while chunk.has_remaining() {
-            let part = chunk.chunk();
-            bytes.extend_from_slice(part);
-            let length = part.len();
-            chunk.advance(length);
-        }
-    }
-    Ok(bytes)
 }
 
 /// What a path that exists can be asked, for 405 (RFC 9110, 15.5.6): warp only knows what it cannot.

@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod append;
 pub mod auth;
+pub mod body;
 pub mod client_properties;
 pub mod consume;
 pub mod dead_letters;

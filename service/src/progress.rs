@@ -6,6 +6,9 @@ use std::time::Duration;
 /// A partition in which nothing came while its reader waited for so long is looked after.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
 
+/// Fewer unread records than this are on their way here.
+const BEHIND_RECORDS_MIN: i64 = 1_000;
+
 /// Partitions that are being read.
 #[derive(Default)]
 pub(crate) struct Progress {
@@ -17,6 +20,8 @@ pub(crate) struct Progress {
 struct Position {
     /// The next offset; unknown before the first record, when reading began at the oldest one.
     next: Option<i64>,
+    /// What that was when it was last looked at.
+    looked_at: Option<i64>,
     /// When the record before that was appended.
     appended_at: Option<TimestampMs>,
     goal: Goal,
@@ -67,8 +72,14 @@ impl Progress {
         if self.partitions.len() <= index {
             self.partitions.resize_with(index + 1, || None);
         }
-        self.partitions[index] =
-            Some(Position { next, appended_at: None, goal, quiet: Duration::ZERO, suspected_at: None });
+        self.partitions[index] = Some(Position {
+            next,
+            looked_at: next,
+            appended_at: None,
+            goal,
+            quiet: Duration::ZERO,
+            suspected_at: None,
+        });
     }
 
     /// The partition is not read any more; false if it was not.
@@ -177,6 +188,17 @@ impl Progress {
         (records, oldest)
     }
 
+    /// Whether more records are unread than were read since this was last asked: then it takes longer than that to read them. No clock
+    /// is in it: times of records are another machine's.
+    pub fn is_behind(&mut self, unread: i64) -> bool {
+        let mut read = 0;
+        for position in self.partitions.iter_mut().flatten() {
+            read += position.next.zip(position.looked_at).map_or(0, |(next, before)| (next - before).max(0));
+            position.looked_at = position.next;
+        }
+        unread > read.max(BEHIND_RECORDS_MIN)
+    }
+
     /// Records, at most, that are still to be read until every partition is caught up.
     pub fn remaining(&self) -> i64 {
         let remaining = |position: &Position| match position.goal {
@@ -249,6 +271,22 @@ mod tests {
         }
         let ends = [9, 3, 1];
         assert_eq!(progress.behind(|partition| Some(ends[index(partition)])), (8 + 2, Some(TimestampMs(100))));
+    }
+
+    #[test]
+    fn is_behind_when_the_rest_takes_longer_than_what_was_read() {
+        let mut progress = Progress::default();
+        progress.add(0, Some(0), 0, 1);
+        progress.add(1, None, 0, 1);
+        let mut reads = |to: i64, unread| {
+            progress.record(0, to - 1, None);
+            progress.is_behind(unread)
+        };
+        assert!(!reads(10, BEHIND_RECORDS_MIN), "some are always on their way");
+        assert!(reads(10, BEHIND_RECORDS_MIN + 1), "nothing was read since");
+        assert!(!reads(300_010, 300_000), "much, and as much was read");
+        assert!(reads(600_009, 300_000));
+        assert!(!reads(600_009, 0));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,7 @@ pub struct Reader {
     consumer: Arc<BaseConsumer<Quiet>>,
     topic: String,
     requests: mpsc::Sender<Request>,
+    is_behind: Arc<AtomicBool>,
 }
 
 enum Request {
@@ -138,10 +140,16 @@ impl Reader {
         config.set("auto.offset.reset", reset);
         let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(config.create_with_context(Quiet)?);
         let (requests, inbox) = mpsc::channel();
-        let reader = Reader { consumer: Arc::clone(&consumer), topic: topic.clone(), requests };
+        let is_behind = Arc::default();
+        let reader = Reader {
+            consumer: Arc::clone(&consumer),
+            topic: topic.clone(),
+            requests,
+            is_behind: Arc::clone(&is_behind),
+        };
         let thread = std::thread::Builder::new().name(format!("read {measured_as}"));
         let (queue, progress) = (Queue::new(Arc::clone(&consumer), &topic), Progress::default());
-        let reading = Reading { queue, consumer, topic, measured_as, progress };
+        let reading = Reading { queue, consumer, topic, measured_as, progress, is_behind };
         thread.spawn(move || reading.run(&inbox, &stop, handle)).map_err(|_| KafkaError::Canceled)?;
         Ok(reader)
     }
@@ -155,6 +163,11 @@ impl Reader {
     /// Reads these partitions no longer.
     pub fn remove(&self, partitions: &[i32]) {
         self.request(Request::Remove(partitions.to_vec()));
+    }
+
+    /// Whether what is still to be read would take more than a second, as fast as it goes now; measured once a second.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind.load(Ordering::Relaxed)
     }
 
     /// First and next offset of a partition. Blocks for at most [`REQUEST_TIMEOUT`].
@@ -198,6 +211,7 @@ struct Reading {
     /// In metrics.
     measured_as: String,
     progress: Progress,
+    is_behind: Arc<AtomicBool>,
 }
 
 impl Reading {
@@ -243,6 +257,8 @@ impl Reading {
             if Instant::now() >= look_at {
                 look_at = Instant::now() + LOOK_INTERVAL;
                 self.look_after_silent();
+                let (unread, _) = self.progress.behind(|partition| self.queue.known_end(partition));
+                self.is_behind.store(self.progress.is_behind(unread), Ordering::Relaxed);
                 self.measure();
             }
             if Instant::now() >= tell_at {

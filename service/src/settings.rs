@@ -2,6 +2,7 @@
 
 use crate::addresses::Network;
 use crate::client_properties::{ClientProperties, PropertiesParser};
+use crate::hosts::{BaseUrl, host_name, origin};
 use crate::registry::RegistryUrl;
 use clap::builder::TypedValueParser;
 use std::net::SocketAddr;
@@ -99,7 +100,7 @@ pub struct AuthSettings {
     /// JSON Web Key Set with public keys for tokens signed with RS256 or EdDSA; a token names its key by kid
     #[arg(long, env = "NEARBY_JWKS_FILE", value_name = "FILE", conflicts_with = "jwt_secret")]
     pub jwks_file: Option<PathBuf>,
-    /// Serve GET /v1/dev/token, which gives anybody a token for any user; for development, on loopback only
+    /// Serve GET /v1/dev/token, which gives anybody on this machine a token for any user; for development, on loopback only, and not behind a proxy
     #[arg(long, env = "NEARBY_DEV_TOKENS", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = clap::builder::BoolishValueParser::new())]
     pub dev_tokens: bool,
 }
@@ -108,9 +109,9 @@ pub struct AuthSettings {
 #[derive(Clone, Debug, clap::Args)]
 pub struct EdgeSettings {
     /// Origins of web pages that may call, besides pages of the same host (comma-separated)
-    #[arg(long, env = "NEARBY_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN,…")]
+    #[arg(long, env = "NEARBY_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGIN,…", value_parser = origin)]
     pub allowed_origins: Vec<String>,
-    /// Reports a second that one user may send in the long run
+    /// Reports a second that one user may send in the long run; polls, and requests that are refused or ignored, count as one each
     #[arg(long, env = "NEARBY_USER_RATE_PER_S", default_value = "10")]
     pub user_rate_per_s: NonZeroU32,
     /// Reports that one user may send at once
@@ -122,7 +123,7 @@ pub struct EdgeSettings {
 #[derive(Clone, Debug, clap::Args)]
 pub struct AccessSettings {
     /// Names that requests may have in Host, besides the advertised one and, on loopback, localhost (comma-separated, without ports)
-    #[arg(long, env = "NEARBY_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST,…")]
+    #[arg(long, env = "NEARBY_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOST,…", value_parser = host_name)]
     pub allowed_hosts: Vec<String>,
     /// Requests a second that one address may send in the long run; an IPv6 /64 is one address
     #[arg(long, env = "NEARBY_ADDRESS_RATE_PER_S", default_value = "10000")]
@@ -161,13 +162,10 @@ pub struct RuleSettings {
 /// The public base address `http://HOST:PORT` (or https) of a listener: as advertised, or the address itself.
 ///
 /// # Errors
-/// If the address says nothing to clients (0.0.0.0, ::) and none is advertised, or the advertised one is no http address.
-pub fn public_url(listen: SocketAddr, advertised: Option<&str>, scheme: &str) -> Result<String, String> {
+/// If the address says nothing to clients (0.0.0.0, ::) and none is advertised.
+pub fn public_url(listen: SocketAddr, advertised: Option<&BaseUrl>, scheme: &str) -> Result<String, String> {
     match advertised {
-        Some(url) if url.starts_with("http://") || url.starts_with("https://") => {
-            Ok(url.trim_end_matches('/').to_owned())
-        }
-        Some(url) => Err(format!("--advertise-url {url}: has to start with http:// or https://")),
+        Some(url) => Ok(url.to_string()),
         None if listen.ip().is_unspecified() => {
             Err(format!("listening on {listen} needs --advertise-url: clients have to be told an address"))
         }

@@ -5,7 +5,6 @@ use crate::agenda::Who;
 use crate::around::Around;
 use crate::broker::{Append, ProducerId, Topic};
 use crate::judge::events_admitted;
-use futures_util::FutureExt;
 use nearby_pusher::delivery::{Epochs, Outgoing, SocketId, for_each_viewer};
 use nearby_pusher::sessions::Sessions;
 use nearby_schemas::codec::Codec;
@@ -13,7 +12,8 @@ use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{Epoch, GatewayHeartbeat, GatewayId, Session, TimestampMs, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use tokio::sync::Notify;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
 
 /// As in production.
 const HEARTBEAT_INTERVAL_MS: i64 = 5_000;
@@ -78,10 +78,20 @@ pub struct Run {
     started_at: TimestampMs,
 }
 
+/// Whether there may be something new for a socket.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 struct Socket {
     user: UserId,
     line: Line,
-    wake: Arc<Notify>,
+    woken: Arc<Woken>,
     unsent: bool,
     next_flush_ms: i64,
     /// The client reads nothing until then.
@@ -142,13 +152,13 @@ impl Gateway {
         let now_ms = around.now_ms();
         run.next_socket += 1;
         let socket = SocketId(run.next_socket);
-        let wake = Arc::new(Notify::new());
-        if let Some(ask) = run.sessions.connect(user, socket, Arc::clone(&wake), around.wall(self.ahead_ms)) {
+        let woken = Arc::new(Woken::default());
+        if let Some(ask) = run.sessions.connect(user, socket, Arc::clone(&woken).into(), around.wall(self.ahead_ms)) {
             run.write_session(user, Some(ask), around);
         }
         let (stalled_until_ms, dead_at_ms, stuck) = (0, None, None);
         let next_flush_ms = now_ms;
-        let entry = Socket { user, line, wake, unsent: false, next_flush_ms, stalled_until_ms, dead_at_ms, stuck };
+        let entry = Socket { user, line, woken, unsent: false, next_flush_ms, stalled_until_ms, dead_at_ms, stuck };
         run.sockets.insert(socket, entry);
         around.soon(Who::Gateway(self.number));
         Some(socket)
@@ -364,7 +374,7 @@ impl Run {
     fn serve(&mut self, around: &mut Around) -> Vec<Heard> {
         let (now_ms, mut heard, mut closed) = (around.now_ms(), Vec::new(), Vec::new());
         for (id, socket) in &mut self.sockets {
-            socket.unsent |= socket.wake.notified().now_or_never().is_some();
+            socket.unsent |= socket.woken.0.swap(false, Ordering::Relaxed);
             if socket.dead_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
                 closed.push(*id);
                 continue;

@@ -12,9 +12,8 @@ use nearby_schemas::{Epoch, GatewayId, Place, TimestampMs, UserId};
 use nearby_service::membership::MembershipEvent;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 const USERS: [UserId; 5] = [UserId(0), UserId(1), UserId(2), UserId(77), UserId::MAX];
 const PARTITIONS: i32 = 2;
@@ -57,7 +56,7 @@ impl Pipeline {
         pipeline.wake(Wake::Heartbeat(gateway.clone(), Some(TimestampMs(BEGINNING_MS))));
         for user in USERS {
             let now = TimestampMs(BEGINNING_MS);
-            let ask = pipeline.sessions.connect(user, SOCKET, Arc::new(Notify::new()), now);
+            let ask = pipeline.sessions.connect(user, SOCKET, Waker::noop().clone(), now);
             let (partition, gateway) = (partition_of(user, PARTITIONS), gateway.clone());
             pipeline.wake(Wake::Sessions(vec![Sessioned { partition, user, gateway, ask }]));
         }

@@ -17,6 +17,9 @@ const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "history", include_str!("../migrations/0001_history.sql")),
     (2, "views", include_str!("../migrations/0002_views.sql")),
+    (3, "analysts", include_str!("../migrations/0003_analysts.sql")),
+    (4, "faster views", include_str!("../migrations/0004_faster_views.sql")),
+    (5, "geography", include_str!("../migrations/0005_geography.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.
@@ -63,7 +66,7 @@ impl Database {
     }
 
     /// A new connection, or why there is none.
-    pub(crate) async fn connection(&self) -> Result<PgConnection, String> {
+    pub async fn connection(&self) -> Result<PgConnection, String> {
         let connect = async {
             let mut connection = PgConnection::connect_with(&self.options).await?;
             connection.execute(SESSION).await?;
@@ -76,7 +79,7 @@ impl Database {
     }
 
     /// HOST:PORT/DATABASE.
-    pub(crate) fn server(&self) -> String {
+    pub fn server(&self) -> String {
         let (host, port) = (self.options.get_host(), self.options.get_port());
         let database = self.options.get_database().unwrap_or(self.options.get_username());
         match self.options.get_socket() {

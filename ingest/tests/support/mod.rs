@@ -117,10 +117,19 @@ impl World {
 
     /// One request on a connection of its own. `call` is `METHOD /path`; no authorization if empty.
     pub async fn call(&self, call: &str, authorization: &str, body: impl Into<Bytes>) -> Answer {
+        let authorization = [("authorization", authorization)];
+        self.call_with(call, if authorization[0].1.is_empty() { &[] } else { &authorization }, body).await
+    }
+
+    /// With these headers, and a `Host` if there is none among them.
+    pub async fn call_with(&self, call: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
         let (method, path) = call.split_once(' ').expect("METHOD /path");
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-        if !authorization.is_empty() {
-            request = request.header(header::AUTHORIZATION, authorization);
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header(header::HOST, "localhost");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body.into())).expect("a request");
         let socket = TcpStream::connect(self.address).await.expect("connects");

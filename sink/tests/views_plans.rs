@@ -1,0 +1,88 @@
+//! What is asked of a view reaches the table: other days' partitions stay unread, and one user is found by the index. By plans,
+//! not by time.
+
+mod common;
+
+use common::migrated;
+use nearby_e2e::movement::Movement;
+use nearby_e2e::postgres::Postgres;
+use std::collections::BTreeSet;
+
+/// 2026-01-05.
+const FIRST_DAY: i64 = 20_458;
+/// Partitions that are read to see from when to when there is history.
+const SPAN: [&str; 2] = ["20260105", "20260111"];
+
+async fn a_week() -> Postgres {
+    let (postgres, _database) = migrated().await;
+    let movement = Movement { users: 200, days: 6, fixes_per_day: 50, first_day: FIRST_DAY, seed: 1 };
+    postgres.psql(&movement.partitions_sql()).expect("partitions");
+    for day in 0..movement.days {
+        postgres.psql(&movement.day_sql(day)).expect("a day");
+    }
+    postgres.psql(&movement.friends_sql()).expect("friend lists");
+    postgres.psql("vacuum analyze nearby.location_history; analyze nearby.friend_lists").expect("analysed");
+    postgres
+}
+
+/// The plan's lines that were executed.
+fn executed(postgres: &Postgres, question: &str) -> Vec<String> {
+    let plan = postgres.psql(&format!("set timezone to 'UTC'; explain (analyze, costs off, timing off) {question}"));
+    plan.expect("a plan").lines().filter(|line| !line.contains("never executed")).map(str::to_owned).collect()
+}
+
+/// The days whose partitions were read.
+fn days_read(plan: &[String]) -> BTreeSet<&str> {
+    let days = plan.iter().filter_map(|line| line.split_once(" on location_history_")?.1.get(..8));
+    days.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_a_time_reads_its_partition_alone() {
+    let postgres = a_week().await;
+    for question in [
+        "select * from nearby.fixes where reported_at >= '2026-01-08' and reported_at < '2026-01-09'",
+        "select * from nearby.user_days where day = '2026-01-08'",
+        "select * from nearby.user_days where day = (timestamptz '2026-01-07 12:00' + interval '1 day')::date",
+        "select * from nearby.user_days where user_id = 7 and day = '2026-01-08'",
+        "select * from nearby.cell_hours where hour = '2026-01-08 12:00'",
+        "select * from nearby.cell_hours where hour >= '2026-01-08' and hour < '2026-01-09'",
+        "select * from nearby.cell_hours_k(5) where hour >= '2026-01-08' and hour < '2026-01-09'",
+        "select * from nearby.encounters where slot = '2026-01-08 12:10'",
+    ] {
+        let plan = executed(&postgres, question);
+        let mut read = days_read(&plan);
+        assert!(read.remove("20260108"), "{question}\n{}", plan.join("\n"));
+        assert!(read.iter().all(|day| SPAN.contains(day)), "{question} reads {read:?}\n{}", plan.join("\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_a_user_reads_rows_of_that_user_alone() {
+    let postgres = a_week().await;
+    for question in [
+        "select * from nearby.fixes where user_id = 7",
+        "select * from nearby.latest_positions where user_id = 7",
+        "select * from nearby.user_days where user_id = 7",
+        "select * from nearby.stays where user_id = 7",
+        "select * from nearby.encounters_of(7)",
+    ] {
+        let plan = executed(&postgres, question);
+        assert!(!days_read(&plan).is_empty(), "{question}\n{}", plan.join("\n"));
+        let whole = plan.iter().find(|line| line.contains("Seq Scan on location_history"));
+        assert_eq!(whole, None, "{question}\n{}", plan.join("\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encounters_of_one_user_are_those_of_the_view() {
+    let postgres = a_week().await;
+    let differences = "select count(*) from (
+        (table nearby.encounters except select e.* from generate_series(1, 200) as who, nearby.encounters_of(who) as e)
+        union all (select e.* from generate_series(1, 200) as who, nearby.encounters_of(who) as e except table nearby.encounters)) as d";
+    assert_eq!(postgres.psql(differences).expect("an answer"), "0");
+    let counts = "select (select count(*) from nearby.encounters where 7 in (user_a, user_b)) || '|' || (select count(*) from nearby.encounters_of(7))";
+    let counts = postgres.psql(counts).expect("counts");
+    let (all, of_one) = counts.split_once('|').expect("two");
+    assert!(all == of_one && all != "0", "{counts}");
+}
