@@ -7,12 +7,14 @@ RECORDED ?= ../shared/data/gowalla-nyc
 
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
+# Of the server that `make test-postgres` starts.
+PG_VERSION ?= 18
 # How long `make fuzz` looks at each target.
 SECONDS ?= 60
 # A comma, where make takes one for its own.
 , := ,
 
-.PHONY: help needs demo build test test-long test-unit sim fuzz bench check format deny advisories clean
+.PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +45,13 @@ test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading:
 	GATEWAYS=10000 cargo test -p nearby-e2e --features full --test gateways -- --nocapture
 	SLOW_READERS=1000 cargo test -p nearby-e2e --features full --test slow_readers -- --nocapture
 	cargo test -p nearby-e2e --features full --test balancer -- --nocapture
+	HISTORY_STORM=long cargo test -p nearby-e2e --features full --test history_storm -- --nocapture
+
+test-postgres: ## The sink's tests on another Postgres, 15 to 18: make test-postgres PG_VERSION=18
+	PG_VERSION=$(PG_VERSION) sh e2e/setup.sh
+	cargo build -p nearby
+	PG_VERSION=$(PG_VERSION) cargo test -p nearby-sink --features full
+	PG_VERSION=$(PG_VERSION) cargo test -p nearby-e2e --features full --test history_storm --test history_disk_full
 
 test-unit: needs ## The tests that need nothing but cargo
 	cargo test --workspace
@@ -65,6 +74,8 @@ bench: ## What a processor and a gateway cost, on a real broker, and how late a 
 	target/release/nearby-bench transports
 	target/release/nearby-bench latency
 	target/release/nearby-bench history
+	target/release/nearby-bench sink
+	target/release/nearby-bench sink --delay --partitions 16
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check

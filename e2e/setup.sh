@@ -13,9 +13,14 @@ e2e=${CARGO_TARGET_DIR:-target}/e2e
 # Go 1.24 can build it. Two to three minutes, once.
 k6=v1.3.0
 
+# The one that is asked for, the system's or an archive.
+postgres_is_there() {
+  [ -z "${PG_VERSION:-}" ] || [ -x "/usr/lib/postgresql/$PG_VERSION/bin/initdb" ] || [ -x "$e2e/postgres-$PG_VERSION/bin/initdb" ]
+}
+
 missing_packages() {
   has javac || echo default-jdk-headless
-  has mvn || { are_there kafka && are_there java; } || echo maven
+  has mvn || { are_there kafka && are_there java && postgres_is_there; } || echo maven
   has chromium || has chromium-browser || has google-chrome || echo chromium
   has initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo postgresql
   has psql || echo postgresql-client
@@ -125,6 +130,32 @@ make_k6() {
   echo "$k6" >"$e2e/k6/version"
 }
 
+# PG_VERSION=16 (or 17, 18) asks for another Postgres than the system's: the server alone, as an archive that fits any Linux.
+postgres_archive() {
+  case $1 in
+    15) echo 15.18.0 ;; 16) echo 16.14.0 ;; 17) echo 17.10.0 ;; 18) echo 18.4.0 ;;
+    *) say "PG_VERSION is 15, 16, 17 or 18, not $1" && exit 1 ;;
+  esac
+}
+
+fetch_postgres() {
+  version=$(postgres_archive "$1")
+  case $(uname -m) in aarch64 | arm64) machine=arm64v8 ;; *) machine=amd64 ;; esac
+  say "fetching Postgres $version"
+  new=$(mktemp -d "$e2e/postgres-$1.XXXXXX")
+  trap 'rm -rf "$new"' EXIT
+  mvn -q -B -Dstyle.color=never dependency:copy -Dartifact="io.zonky.test.postgres:embedded-postgres-binaries-linux-$machine:$version" \
+    -DoutputDirectory="$(realpath "$new")" >&2
+  # A jar is a zip, and Python has one at hand.
+  python3 -m zipfile -e "$new"/*.jar "$new"
+  rm "$new"/*.jar
+  tar -xJf "$new"/*.txz -C "$new"
+  rm -rf "$new"/*.txz "$new/META-INF"
+  chmod 755 "$new"
+  rm -rf "$e2e/postgres-$1"
+  mv "$new" "$e2e/postgres-$1"
+}
+
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "$missing" ]; then
   if has apt-get && [ "$(id -u)" = 0 ]; then
@@ -151,3 +182,4 @@ cmp -s e2e/python/requirements.txt "$e2e/python/requirements.txt" || make_python
 registry_is_there || make_registry
 cmp -s e2e/node/package.json "$e2e/node/package.json" || make_node
 [ "$(cat "$e2e/k6/version" 2>/dev/null)" = "$k6" ] || make_k6
+postgres_is_there || fetch_postgres "$PG_VERSION"

@@ -16,6 +16,32 @@ pub fn of_this() -> anyhow::Result<f64> {
     of_process(std::process::id())
 }
 
+/// CPU-seconds of a process and of its children, those that have ended too. (Postgres has a process for each connection.)
+pub fn of_family(pid: u32) -> anyhow::Result<f64> {
+    let mut seconds = of_children_that_ended(pid)? + of_process(pid)?;
+    for entry in std::fs::read_dir("/proc").context("the processes")? {
+        let Some(child) = entry.context("a process")?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process may have ended in the meantime.
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        if parent == Some(pid) {
+            seconds += of_process(child).unwrap_or_default();
+        }
+    }
+    Ok(seconds)
+}
+
+/// CPU-seconds of the children of a process that have ended.
+pub fn of_children_that_ended(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the times of a process")?;
+    let (_, rest) = stat.rsplit_once(") ").context("the times of a process")?;
+    // cutime and cstime, the 16th and 17th of all.
+    let ticks = rest.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+    Ok(ticks.sum::<f64>() / TICKS_PER_S)
+}
+
 /// CPU-seconds of a process by kind of thread: threads of one name, without numbers, together.
 pub fn by_thread(pid: u32) -> anyhow::Result<BTreeMap<String, f64>> {
     let mut kinds = BTreeMap::new();

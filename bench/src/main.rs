@@ -10,6 +10,7 @@ mod history;
 mod latency;
 mod pipeline;
 mod restore;
+mod sink;
 mod sockets;
 mod stages;
 mod transports;
@@ -39,6 +40,8 @@ enum Bench {
     /// What `sockets` compares with
     #[command(hide = true)]
     BareServer(sockets::BareSettings),
+    /// A sink beside a bare binary COPY of the very same rows into the very same table
+    Sink(sink::Settings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
     /// What an analyst waits for: the views on millions of rows, and what indexes cost
@@ -65,5 +68,6 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::BareServer(settings) => sockets::bare_server(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
         Bench::History(settings) => history::run(&settings).await,
+        Bench::Sink(settings) => sink::run(&settings).await,
     }
 }

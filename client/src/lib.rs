@@ -19,6 +19,13 @@ pub const BACKOFF: Duration = Duration::from_millis(500);
 /// But never up to more than this.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
+/// A call that has not been answered by then is given up; a gateway and Kafka may take 10 s of that.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// So is a socket that is not open by then.
+pub const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// A gateway that was not heard for so long is gone, whatever the network says: it sends a ping every 30 s.
+pub const SILENCE_MAX: Duration = Duration::from_secs(75);
+
 /// How long to wait before the n-th attempt, from 0; `random` is from 0 to 1.
 pub fn backoff(attempt: u32, random: f64) -> Duration {
     BACKOFF.saturating_mul(2_u32.saturating_pow(attempt)).min(BACKOFF_MAX).mul_f64(random.clamp(0.0, 1.0))
@@ -39,6 +46,9 @@ pub enum ClientError {
     /// It is reached, and does not speak HTTP.
     #[error("{0}: {1}")]
     Http(String, #[source] hyper::Error),
+    /// It said nothing for so long.
+    #[error("{0}: nothing was heard for {1:?}")]
+    Silent(String, Duration),
     /// It refused.
     #[error("{call}: {status} {body}")]
     Refused {
@@ -73,6 +83,16 @@ impl ClientError {
         let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
         Some(Duration::from_secs(seconds))
     }
+}
+
+/// What comes of this, if it comes in time.
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    done: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let in_time = tokio::time::timeout(limit, done).await;
+    in_time.unwrap_or_else(|_| Err(ClientError::Silent(what.to_owned(), limit)))
 }
 
 #[cfg(test)]

@@ -103,7 +103,8 @@ impl Cluster {
 }
 
 impl Service {
-    fn start(kafka: &Kafka, prefix: &str, service: &str, more: &[&str]) -> anyhow::Result<Service> {
+    /// Starts it, listening on a port of its own, and does not wait for it.
+    pub fn start(kafka: &Kafka, prefix: &str, service: &str, more: &[&str]) -> anyhow::Result<Service> {
         Service::start_at(kafka, prefix, service, &format!("127.0.0.1:{}", free_port()?), more)
     }
 

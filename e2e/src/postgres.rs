@@ -27,23 +27,30 @@ pub struct Postgres {
     postgres: PathBuf,
     psql: PathBuf,
     user: Option<User>,
+    settings: Vec<String>,
     home: Home,
 }
 
 impl Postgres {
     /// Makes a cluster, starts it, waits until it answers, and makes its database.
     pub fn start() -> anyhow::Result<Postgres> {
-        let folders = tools::postgres_folders();
+        Postgres::start_with(&[])
+    }
+
+    /// The same with settings, NAME=VALUE, that overrule those of the tests.
+    pub fn start_with(settings: &[&str]) -> anyhow::Result<Postgres> {
+        let folders = tools::postgres_server_folders()?;
         let postgres = tools::program(&["postgres"], &folders)?;
         let initdb = tools::program(&["initdb"], &folders)?;
-        let psql = tools::program(&["psql"], &folders)?;
+        let psql = tools::program(&["psql"], &tools::postgres_folders())?;
         let home = Home::new("postgres")?;
         // Postgres refuses to run as root.
         let user = if User::is_root()? { Some(unprivileged_user()?) } else { None };
         if let Some(user) = &user {
             home.give_to(user)?;
         }
-        let mut server = Postgres { server: None, port: free_port()?, postgres, psql, user, home };
+        let settings = settings.iter().copied().map(str::to_owned).collect();
+        let mut server = Postgres { server: None, port: free_port()?, postgres, psql, user, settings, home };
         server.make_cluster(initdb)?;
         server.launch()?;
         server.psql_in("postgres", "create database nearby")?;
@@ -141,13 +148,15 @@ impl Postgres {
     fn server_command(&self) -> Command {
         let mut command = Command::new(&self.postgres);
         command.arg("-D").arg(self.data());
-        for setting in [
+        let ours = [
             "listen_addresses=127.0.0.1".to_owned(),
             format!("port={}", self.port),
             format!("unix_socket_directories={}", self.home.path().display()),
             "fsync=off".to_owned(),
-        ] {
-            command.args(["-c", &setting]);
+        ];
+        // Of a setting that is there twice, the last counts.
+        for setting in ours.iter().chain(&self.settings) {
+            command.args(["-c", setting]);
         }
         command
     }

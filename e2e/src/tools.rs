@@ -30,6 +30,14 @@ pub(crate) fn postgres_folders() -> Vec<PathBuf> {
     versions.into_iter().map(|(_, bin)| bin).collect()
 }
 
+/// The folder of the server's programs: those of `PG_VERSION`, the system's or what `e2e/setup.sh` has fetched, or else of the
+/// newest version that the system has.
+pub(crate) fn postgres_server_folders() -> anyhow::Result<Vec<PathBuf>> {
+    let Ok(version) = env::var("PG_VERSION") else { return Ok(postgres_folders()) };
+    let of_system = PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"));
+    Ok(vec![if of_system.join("postgres").is_file() { of_system } else { made(&format!("postgres-{version}/bin"))? }])
+}
+
 /// What `e2e/setup.sh` has made: `e2e/<path>` in the target folder that this test was built into.
 pub(crate) fn made(path: &str) -> anyhow::Result<PathBuf> {
     let test = env::current_exe().context("the path of this test")?;

@@ -33,7 +33,8 @@ pub struct Outlet {
     pub socket: SocketId,
     /// For those who take it themselves.
     pub news: Notify,
-    line: OnceLock<Arc<WebSocketLine>>,
+    /// Its task's: what waits here must not keep a socket open.
+    line: OnceLock<Weak<WebSocketLine>>,
     /// It need not be woken, because it will be looked at. Changed under the lock under which its news are changed and taken.
     awake: AtomicBool,
     queue: Arc<Queue>,
@@ -53,10 +54,10 @@ impl Outlet {
     }
 
     /// From now on the flusher writes to this line. Looks at it once, whether it was woken before or not.
-    pub fn attach(self: &Arc<Self>, line: Arc<WebSocketLine>) {
+    pub fn attach(self: &Arc<Self>, line: &Arc<WebSocketLine>) {
         line.set_open(true);
         self.awake.store(true, Ordering::Relaxed);
-        self.line.get_or_init(|| line);
+        self.line.get_or_init(|| Arc::downgrade(line));
         self.queue.push(Arc::clone(self));
     }
 
@@ -142,6 +143,10 @@ impl Queue {
         let mut waiting = self.lock();
         loop {
             if waiting.ended {
+                // They hold the queue.
+                let held = std::mem::take(&mut *waiting);
+                drop(waiting);
+                drop(held);
                 return false;
             }
             std::mem::swap(&mut waiting.now, into);
@@ -186,14 +191,15 @@ fn run(hub: &Weak<Hub>, queue: &Queue, rules: &Rules) {
         let Some(hub) = hub.upgrade() else { return };
         let mut frames = 0;
         for outlet in awake.drain(..) {
-            let Some(line) = outlet.line.get().filter(|line| line.has_room()) else { continue };
+            let Some(line) = outlet.line.get().and_then(Weak::upgrade).filter(|line| line.has_room()) else { continue };
             let Some(outgoing) = hub.take(&outlet, rest_at_once) else { continue };
             let frame = frames::web_socket(&mut buffer, &outgoing, rules);
             if let Some(tap) = &line.tap {
                 tap.message("sent", &Message::text(String::from_utf8_lossy(frame.text).as_ref()));
             }
-            frames += 1;
-            if line.send(frame.bytes) == Sent::All && !rest_at_once {
+            let sent = line.send(frame.bytes);
+            frames += u64::from(sent != Sent::Closed);
+            if sent == Sent::All && !rest_at_once {
                 queue.push_later(outlet);
             }
         }

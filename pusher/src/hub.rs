@@ -131,7 +131,7 @@ impl Hub {
     }
 
     /// From now on the flusher tells this client what is new.
-    pub fn attach(&self, connection: &Connection, line: Arc<WebSocketLine>) {
+    pub fn attach(&self, connection: &Connection, line: &Arc<WebSocketLine>) {
         let _locked = self.shard(connection.user);
         connection.outlet.attach(line);
     }
@@ -249,17 +249,115 @@ async fn write_again(hub: Weak<Hub>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::line::{Half, Line};
+    use hyper_util::rt::TokioIo;
+    use nearby_schemas::Place;
+    use nearby_schemas::batch::ViewerSnapshot;
     use nearby_service::kafka::Kafka;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio_tungstenite::tungstenite::protocol::{Role, WebSocket};
 
-    #[tokio::test]
-    async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
-        let brokers = "127.0.0.1:1".to_owned();
-        let kafka = Kafka::embedded_at(brokers, "");
+    /// A hub whose broker does not answer.
+    fn hub(flush_interval: Duration) -> Arc<Hub> {
+        let kafka = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
         let appender = Appender::new(&kafka).expect("a producer");
         let gateway = GatewayId::new("g1").expect("a legal id");
         let rules = Rules { radius_m: 8_000, inactive_after_s: 600 };
-        let hub = Hub::start(gateway, kafka.topics.sessions(), 1, appender, Codec::new(), (Duration::ZERO, rules));
-        let hub = hub.expect("a thread");
+        let hub = Hub::start(gateway, kafka.topics.sessions(), 1, appender, Codec::new(), (flush_interval, rules));
+        hub.expect("a thread")
+    }
+
+    /// A connection that has left HTTP, over a pipe of so many bytes, and its other end.
+    async fn upgraded(pipe_bytes: usize) -> (TokioIo<hyper::upgrade::Upgraded>, DuplexStream) {
+        let (ours, mut theirs) = tokio::io::duplex(pipe_bytes);
+        let (upgrades, mut upgrade) = tokio::sync::mpsc::channel(1);
+        let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            upgrades.try_send(hyper::upgrade::on(&mut request)).expect("one request");
+            let response = http::Response::builder().status(101).header("connection", "upgrade").header("upgrade", "x");
+            async move { response.body(String::new()) }
+        });
+        let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(ours), service);
+        tokio::spawn(serve.with_upgrades());
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        theirs.write_all(request).await.expect("writes");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(theirs.read_u8().await.expect("a head"));
+        }
+        (TokioIo::new(upgrade.recv().await.expect("a request").await.expect("an upgrade")), theirs)
+    }
+
+    /// However news come, however slowly the client reads, whatever its task sends in between: the last state arrives, and
+    /// no more frames than the interval allows.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_last_state_arrives_and_no_frame_too_many() {
+        const MOVES: i32 = 3_000;
+        for (interval_ms, pipe_bytes) in [(0, 64), (5, 64), (5, 64 * 1024)] {
+            let interval = Duration::from_millis(interval_ms);
+            let hub = hub(interval);
+            let (io, mut theirs) = upgraded(pipe_bytes).await;
+            let (line, connection) = (Line::new(io, None), hub.connect(UserId(1)).expect("there is room"));
+            let (began, mut half) = (Instant::now(), Half(Arc::clone(&line)));
+            hub.attach(&connection, &line);
+            let outlet = Arc::clone(&connection.outlet);
+            let task = tokio::spawn(async move {
+                loop {
+                    tokio::select! {
+                        () = line.stuck() => {
+                            half.flush().await.expect("flushes");
+                            if line.take_passed_over() {
+                                outlet.resume();
+                            }
+                        }
+                        () = tokio::time::sleep(Duration::from_millis(3)) => {
+                            half.write_all(&[0x89, 0]).await.expect("a ping");
+                        }
+                    }
+                }
+            });
+            let telling = Arc::clone(&hub);
+            let news = std::thread::spawn(move || {
+                let snapshot = ViewerSnapshot { viewer: UserId(1), place: None, friends: vec![] };
+                telling.shard(UserId(1)).change(UserId(1), |viewer| viewer.snapshot(&snapshot));
+                for distance_dm in 1..=MOVES {
+                    let place = Place { lat_e7: 0, lon_e7: 0 };
+                    let shown = Shown { place, updated_at: TimestampMs(5), distance_dm };
+                    telling.shard(UserId(1)).change(UserId(1), |viewer| viewer.friend_moved(UserId(2), shown));
+                    if distance_dm % 10 == 0 {
+                        std::thread::sleep(Duration::from_micros(500));
+                    }
+                }
+            });
+            // The last update holds this, and so does no other.
+            let last = format!("\"distance_m\":{:.1},", f64::from(MOVES) / 10.0);
+            let (mut bytes, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(60));
+            while !bytes.ends_with(b"}]}") || !String::from_utf8_lossy(&bytes).contains(&last) {
+                assert!(Instant::now() < deadline, "the last state has not come");
+                let mut some = [0; 50];
+                if let Ok(read) = tokio::time::timeout(Duration::from_secs(5), theirs.read(&mut some)).await {
+                    bytes.extend_from_slice(&some[..read.expect("reads")]);
+                }
+                if pipe_bytes < 100 && bytes.len() % 7 == 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let elapsed = began.elapsed();
+            task.abort();
+            news.join().expect("no panic");
+            let mut socket = WebSocket::from_raw_socket(std::io::Cursor::new(bytes), Role::Client, None);
+            let mut texts = 0;
+            while let Ok(message) = socket.read() {
+                texts += u32::from(message.is_text());
+            }
+            assert!(texts > 1);
+            assert!(interval * (texts - 1) <= elapsed, "{texts} frames in {elapsed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_to_be_written_again_are_unwritten_all_the_time() {
+        let hub = hub(Duration::ZERO);
         hub.unacknowledged.lock().expect("not poisoned").extend([UserId(1), UserId(2)]);
         assert_eq!(hub.unwritten(), 2);
 

@@ -4,8 +4,8 @@
 //! would cost more than all the rest; so the flusher writes the frames of a wave itself, one after the other. The task reads,
 //! answers, and waits for clients that do not take what is sent.
 //!
-//! Both write whole frames: a write is taken in full, and what the system has no room for waits here. It is at most one
-//! frame of the flusher's, which then writes nothing more, and one of the task's, which waits for its own.
+//! Both write whole frames: a write is taken in full, and what the system has no room for waits here. It is one write's at
+//! most: the flusher writes nothing more then, and the task waits until it is sent.
 
 use crate::wire::Tap;
 use std::io;
@@ -47,9 +47,9 @@ struct Shared<Io> {
 pub enum Sent {
     /// The system has it.
     All,
-    /// Some of it waits; the task has been told.
+    /// Some of it waits, or the socket is broken; the task has been told.
     Stuck,
-    /// The socket is closing, or broken.
+    /// The socket is closing.
     Closed,
 }
 
@@ -92,15 +92,15 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Line<Io> {
         // Whoever waits for this socket is its task, which is told below.
         let mut nobody = Context::from_waker(Waker::noop());
         match shared.write(&mut nobody, frame) {
-            Ok(()) if shared.is_idle() => Sent::All,
-            Ok(()) => {
-                shared.passed_over = true;
-                drop(shared);
-                self.stuck.notify_one();
-                Sent::Stuck
-            }
-            Err(_) => Sent::Closed,
+            Ok(()) if shared.is_idle() => return Sent::All,
+            Ok(()) => {}
+            // The task finds out itself, by trying again.
+            Err(_) => shared.unsent.extend_from_slice(frame),
         }
+        shared.passed_over = true;
+        drop(shared);
+        self.stuck.notify_one();
+        Sent::Stuck
     }
 
     /// Ends when the flusher waits for the task to send what is left.
@@ -177,9 +177,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Half<Io> {
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Half<Io> {
-    /// Takes all of it, so that a frame is never in two parts with another one between them.
+    /// Takes all of it or nothing, so that a frame is never in two parts with another one between them. What it takes is
+    /// bounded: nothing more while something waits, or who reads nothing could have us answer its pings for ever.
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(self.0.lock().write(context, bytes).map(|()| bytes.len()))
+        let mut shared = self.0.lock();
+        if !shared.is_idle() {
+            ready!(shared.poll_unsent(context))?;
+        }
+        Poll::Ready(shared.write(context, bytes).map(|()| bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -214,8 +219,11 @@ mod tests {
         line.stuck().await;
         assert!(!line.has_room(), "until the task has sent the rest");
         assert!(!line.take_passed_over());
-        half.write_all(b"XYZ").await.expect("is taken in full");
-        let (flushed, read) = tokio::join!(half.flush(), async {
+        let more = async {
+            half.write_all(b"XYZ").await?;
+            half.flush().await
+        };
+        let (flushed, read) = tokio::join!(more, async {
             let mut read = [0; 16];
             theirs.read_exact(&mut read).await.map(|_| read)
         });
@@ -234,6 +242,26 @@ mod tests {
         let (flushed, _) = tokio::join!(half.flush(), theirs.read_exact(&mut read));
         flushed.expect("flushes");
         assert!(line.take_passed_over());
+    }
+
+    #[tokio::test]
+    async fn nothing_more_is_taken_while_something_waits() {
+        use futures_util::FutureExt;
+        let (line, mut half, _theirs) = line();
+        half.write_all(b"0123456789").await.expect("is taken in full");
+        for _ in 0..1_000 {
+            assert!(half.write(b"a pong").now_or_never().is_none());
+        }
+        assert_eq!(line.lock().unsent.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_broken_socket_is_found_by_its_task() {
+        let (line, mut half, theirs) = line();
+        drop(theirs);
+        assert_eq!(line.send(b"abc"), Sent::Stuck);
+        line.stuck().await;
+        half.flush().await.expect_err("nobody is there");
     }
 
     #[tokio::test]

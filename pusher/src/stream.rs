@@ -116,7 +116,7 @@ impl Client {
         if let Err(end) = self.send(welcome).await {
             return end;
         }
-        gateway.hub.attach(&self.connection, Arc::clone(&self.line));
+        gateway.hub.attach(&self.connection, &self.line);
         let line = Arc::clone(&self.line);
         let turn_to_go = gateway.turn_to_go();
         tokio::pin!(turn_to_go);
@@ -134,9 +134,10 @@ impl Client {
                     Some(answer) => self.send(answer).await,
                     None => Ok(()),
                 },
+                // Before what is heard, or who never stops talking is never asked whether it reads.
+                _ = ping.tick() => self.ping().await,
                 // Not read while too many reports wait for the broker's word.
                 message = self.socket.next(), if self.answers.capacity() > 0 => self.heard(message).await,
-                _ = ping.tick() => self.ping().await,
             };
             if let Err(end) = step {
                 return end;
@@ -246,6 +247,7 @@ impl Client {
     }
 
     async fn drain(&mut self) -> End {
+        self.line.set_open(false);
         match self.send(frames::drain(frames::reconnect_after_ms())).await {
             Ok(()) => End::Close(CloseCode::Restart, "restart"),
             Err(end) => end,

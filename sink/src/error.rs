@@ -60,7 +60,10 @@ pub enum SinkError {
         next_offsets: String,
     },
     /// Records are missing in the middle of the log.
-    #[error("{topic}/{partition} has a gap: offset {expected} should come next, and {found} came")]
+    #[error(
+        "{topic}/{partition} has a gap: offset {expected} should come next, and {found} came: history would have a hole. To go on \
+         all the same, set next_offset in nearby.sink_offsets from {expected} to {found}"
+    )]
     Gap {
         /// Topic.
         topic: String,

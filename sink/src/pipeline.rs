@@ -133,12 +133,11 @@ impl Pipeline {
         };
         let now = Instant::now();
         for record in records {
-            self.course.take(record, now).map_err(|Gap { partition, expected, found }| SinkError::Gap {
-                topic: self.topic.clone(),
-                partition,
-                expected,
-                found,
-            })?;
+            if let Err(Gap { partition, expected, found }) = self.course.take(record, now) {
+                // So that the database holds all that is before the gap, and whoever decides to go on behind it loses nothing.
+                self.flush().await?;
+                return Err(SinkError::Gap { topic: self.topic.clone(), partition, expected, found });
+            }
         }
         Ok(())
     }
@@ -192,11 +191,7 @@ impl Pipeline {
 
     async fn read_offsets(&mut self) -> Result<BTreeMap<i32, i64>, WriteError> {
         let topic = self.topic.clone();
-        let held = within(self.session().await?.offsets(&topic)).await?;
-        for partition in self.course.overtaken() {
-            tracing::info!(topic, partition, next_offset = held.get(&partition), "another sink was first");
-        }
-        Ok(held)
+        within(self.session().await?.offsets(&topic)).await
     }
 
     async fn check(&mut self) -> Result<(), WriteError> {
@@ -226,8 +221,9 @@ impl Pipeline {
             within(session.ensure_days(items(), TimestampMs::now())).await?;
         }
         let written = within(session.write(self.log, &self.topic, items(), &attempt.advances)).await?;
-        if let Written::Rows(rows) = written {
-            self.count(attempt, rows, started.elapsed());
+        match &written {
+            Written::Rows(rows) => self.count(attempt, *rows, started.elapsed()),
+            Written::Lost(partitions) => tracing::info!(topic = self.topic, ?partitions, "another sink was first"),
         }
         Ok(written)
     }

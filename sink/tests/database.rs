@@ -16,6 +16,10 @@ const TOPIC: &str = "location-events";
 /// 2026-01-15 12:00:00 UTC.
 const NOON: TimestampMs = TimestampMs(1_768_478_400_000);
 
+/// A row of that day.
+const INSERTED: &str = "INSERT INTO nearby.location_history (user_id, reported_at, received_at, topic, kafka_partition, kafka_offset) \
+                        VALUES ($1, '2026-01-15 12:00+00', now(), 'location-events', 0, 0)";
+
 async fn session(postgres: &Postgres) -> Session {
     Session::new(PgConnection::connect(&postgres.url()).await.expect("a connection"))
 }
@@ -193,14 +197,55 @@ async fn many_start_at_once_and_all_of_them_make_the_same_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_are_made_while_somebody_reads() {
+async fn partitions_are_made_while_others_read_and_write() {
     let (postgres, _database) = migrated().await;
+    let mut writer = session(&postgres).await;
+    writer.ensure_days(std::iter::empty(), NOON).await.expect("partitions");
+    // Both go on for long: an analyst's query, and another sink's batch, into a partition that is there.
     let mut reader = PgConnection::connect(&postgres.url()).await.expect("a connection");
     let mut reading = reader.begin().await.expect("a transaction");
     sqlx::query("SELECT count(*) FROM nearby.location_history").execute(&mut *reading).await.expect("rows");
-    let mut session = session(&postgres).await;
-    let made = tokio::time::timeout(Duration::from_secs(5), session.ensure_days(std::iter::empty(), NOON)).await;
+    let mut other = PgConnection::connect(&postgres.url()).await.expect("a connection");
+    let mut writing = other.begin().await.expect("a transaction");
+    sqlx::query(INSERTED).bind(1_i64).execute(&mut *writing).await.expect("a row");
+
+    let (day, limit) = (NOON.plus_ms(-7 * 86_400_000), Duration::from_secs(5));
+    let made = tokio::time::timeout(limit, writer.ensure_days(std::iter::empty(), day)).await;
     assert_eq!(made, Ok(Ok(())));
+    assert_eq!(
+        psql(&postgres, "select count(*) from pg_inherits where inhparent = 'nearby.location_history'::regclass"),
+        "4"
+    );
+    writing.commit().await.expect("committed");
+    reading.commit().await.expect("committed");
+}
+
+/// As ANALYZE by hand does, or another sink that attaches.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_behind_a_partition_that_cannot_be_attached_yet() {
+    let (postgres, _database) = migrated().await;
+    let mut waiting = session(&postgres).await;
+    waiting.ensure_days(std::iter::empty(), NOON).await.expect("partitions");
+    let mut holder = PgConnection::connect(&postgres.url()).await.expect("a connection");
+    let mut holding = holder.begin().await.expect("a transaction");
+    let lock = "LOCK TABLE nearby.location_history IN SHARE UPDATE EXCLUSIVE MODE";
+    sqlx::query(lock).execute(&mut *holding).await.expect("a lock");
+
+    let day = NOON.plus_ms(-7 * 86_400_000);
+    let attaching = tokio::spawn(async move { waiting.ensure_days(std::iter::empty(), day).await });
+    let start = Instant::now();
+    while psql(
+        &postgres,
+        "select count(*) from pg_locks where not granted and relation = 'nearby.location_history'::regclass",
+    ) == "0"
+    {
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not wait for the lock");
+    }
+    psql(&postgres, "set lock_timeout = '2s'; select count(*) from nearby.location_history");
+    psql(&postgres, &format!("set lock_timeout = '2s'; {}", INSERTED.replace("$1", "1")));
+    assert!(!attaching.is_finished(), "it waits still");
+    holding.commit().await.expect("committed");
+    assert_eq!(attaching.await.expect("no panic"), Ok(()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
