@@ -6,9 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const LINES_MAX: usize = 500;
-/// Longer files, each with its reason.
-const LONG_FILES: [(&str, &str); 1] =
-    [("engine/tests/scenarios.rs", "scenarios are data: scripts, and what the engine said to them")];
 const COUNTED: [&str; 6] = ["rs", "js", "sql", "py", "css", "html"];
 /// In parts, because this file is a source too.
 const FORBIDDEN: [(&str, &str); 3] = [("to", "do!("), ("unimple", "mented!("), ("#[ig", "nore")];
@@ -36,14 +33,9 @@ fn every_crate_is_in_the_architecture() {
 
 #[test]
 fn no_source_file_is_too_long() {
-    let lines = |path: &str| read(path).lines().count();
     for path in sources() {
-        let allowed = LONG_FILES.iter().any(|(long, _)| *long == path);
-        let count = lines(&path);
-        assert!(allowed || count <= LINES_MAX, "{path} has {count} lines, more than {LINES_MAX}: split it by subject");
-    }
-    for (path, reason) in LONG_FILES {
-        assert!(lines(path) > LINES_MAX, "{path} ({reason}) is short now: take it off the list");
+        let count = read(&path).lines().count();
+        assert!(count <= LINES_MAX, "{path} has {count} lines, more than {LINES_MAX}: split it by subject");
     }
 }
 
