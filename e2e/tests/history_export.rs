@@ -1,10 +1,11 @@
 //! `nearby history export`: what other tools read in its files is what the database has.
 
 use anyhow::{Context, ensure};
-use nearby_e2e::nearby::{Ended, run};
-use nearby_e2e::postgres::Postgres;
+use nearby_e2e::nearby::{Ended, Nearby, run};
+use nearby_e2e::postgres::{Postgres, psql};
 use nearby_e2e::programs::python;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The columns as `e2e/python/exported.py` prints them.
 const COLUMNS: &str = "user_id, (extract(epoch from reported_at) * 1000000)::bigint, (extract(epoch from received_at) * 1000000)::bigint, \
@@ -66,6 +67,15 @@ impl History {
         let rows = format!("select {COLUMNS} from nearby.location_history where {condition} {IN_ORDER}");
         Ok(self.postgres.psql(&rows)?.trim_end().to_owned())
     }
+}
+
+fn until(mut is_so: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not within 20 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// What a tool reads: what it takes the file for, and the rows.
@@ -179,19 +189,17 @@ fn everybodys_data_of_a_time_range_come_in_bounded_groups() -> anyhow::Result<()
     let history = History::start()?;
     history.postgres.psql(
         "insert into nearby.location_history select n % 1000, t, t, n * 0.0001, n * -0.0001, null, n / 7.0, null, n, 'location-events', n % 16, n \
-         from generate_series(1, 250000) n, lateral (select timestamptz '2026-03-01 12:00+00' + n * interval '200 ms') as at (t)",
+         from generate_series(1, 125000) n, lateral (select timestamptz '2026-03-01 12:00+00' + n * interval '400 ms') as at (t)",
     )?;
     let range = "--from 2026-03-01T13:00:00Z --to 2026-03-02T01:00:00Z";
     let expected = history.rows("reported_at >= '2026-03-01 13:00+00' and reported_at < '2026-03-02 01:00+00'")?;
-    ensure!(expected.lines().count() == 216_000);
+    ensure!(expected.lines().count() == 108_000);
     let (parquet, said) = history.exported(&format!("--format parquet {range}"), "all.parquet")?;
-    ensure!(said.starts_with("216,000 rows of everybody in ") && !said.contains("friends"), "{said}");
+    ensure!(said.starts_with("108,000 rows of everybody in ") && !said.contains("friends"), "{said}");
     ensure!(!history.file("all.parquet.friends.csv").exists());
     let (types, rows) = read("pyarrow", &parquet, &[], 2)?;
-    ensure!(types.ends_with("\ngroups 100000 100000 16000") && rows == expected, "{types}");
+    ensure!(types.ends_with("\ngroups 100000 8000") && rows == expected, "{types}");
     ensure!(read("duckdb", &parquet, &[], 1)?.1 == expected);
-    let (csv, _) = history.exported(&format!("--format csv {range}"), "all.csv")?;
-    ensure!(read("duckdb-csv", &csv, &[], 1)?.1 == expected);
     Ok(())
 }
 
@@ -236,6 +244,27 @@ fn nothing_is_overwritten_and_what_is_wrong_is_named() -> anyhow::Result<()> {
         let refused = history.export("--user 7 --format csv", &path)?;
         ensure!(refused.code == Some(2) && refused.stderr.contains(because), "{refused:?}");
     }
+    // Nor does what is interrupted: here while it waits for somebody who changes the table.
+    let changing = std::thread::spawn({
+        let url = history.postgres.url();
+        move || psql(&url, "begin; lock table nearby.location_history; select pg_sleep(600)")
+    });
+    let locked = "select count(*) from pg_locks where mode = 'AccessExclusiveLock' and granted and relation = 'nearby.location_history'::regclass";
+    until(|| Ok(history.postgres.psql(locked)? == "1"))?;
+    let (path, url) = (new.to_str().context("a path")?.to_owned(), history.postgres.url());
+    let args = ["history", "export", "--user", "7", "--format", "csv", "--output", &path];
+    let mut export = Nearby::start(&args, &[("NEARBY_DATABASE_URL", &url)])?;
+    let waits =
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and application_name = 'nearby-history'";
+    until(|| Ok(history.postgres.psql(waits)? == "1"))?;
+    let (status, _) = export.terminate()?;
+    ensure!(
+        status.code() == Some(1) && export.stderr().contains("interrupted: nothing was written"),
+        "{}",
+        export.stderr()
+    );
+    history.postgres.psql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(600)' and pid <> pg_backend_pid()")?;
+    drop(changing.join());
     // What fails half way leaves nothing: the table of lists is gone, and is read last.
     history.postgres.psql("alter table nearby.friend_lists rename to lists")?;
     let failed = history.export("--user 7 --format csv", &new)?;
