@@ -1,15 +1,16 @@
 //! What a connection costs a gateway: the memory of an idle one, and frames a second beside a server that does nothing but send.
 
 use crate::cpu;
-use crate::edge::{Edge, Line};
+use crate::edge::{Edge, STEP};
 use anyhow::{Context, ensure};
 use futures_util::SinkExt;
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
+use nearby_e2e::raw::Raw;
 use nearby_schemas::batch::{BATCH_BYTES_MAX, ViewerDistance};
 use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
 use nearby_schemas::partitioning::partition_of;
-use nearby_schemas::{Epoch, Place, TimestampMs, UserId};
+use nearby_schemas::{Epoch, GatewayId, Place, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
 use std::sync::Arc;
@@ -102,7 +103,7 @@ async fn idle(count: usize) -> anyhow::Result<()> {
 }
 
 /// With the first two frames read: welcome and snapshot.
-async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow::Result<Vec<Line>> {
+async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow::Result<Vec<Raw>> {
     let mut lines = Vec::new();
     let users: Vec<usize> = users.collect();
     for together in users.chunks(AT_ONCE) {
@@ -110,7 +111,7 @@ async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow:
         for user in together {
             let (url, token) = (edge.gateway.url.clone(), edge.token(i64::try_from(*user)?)?);
             connecting.spawn(async move {
-                let mut line = Line::upgrade(&url, &token).await?;
+                let mut line = Raw::upgrade(&url, &token, STEP).await?;
                 line.text().await?;
                 line.text().await?;
                 anyhow::Ok(line)
@@ -142,7 +143,7 @@ async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figure
     let lines = connect(&edge, 1..=sockets).await?;
     let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
-    let topic = format!("friend-moved-{}", gateway["gateway"].as_str().context("a gateway")?);
+    let topic = kafka.topics.friend_moved(&GatewayId::new(gateway["gateway"].as_str().context("a gateway")?)?);
     let partitions = tokio::task::block_in_place(|| kafka.check_topics())?;
     let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&frames)));
@@ -197,14 +198,14 @@ async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Resu
     server.wait_line("ready", START_LIMIT)?;
     let mut lines = Vec::new();
     for _ in 0..sockets {
-        lines.push(Line::upgrade(&format!("http://{listen}"), "none").await?);
+        lines.push(Raw::upgrade(&format!("http://{listen}"), "none", STEP).await?);
     }
     Ok(read(lines, server.pid(), time, Arc::new(AtomicU64::new(0))).await?.0)
 }
 
 /// Counts what arrives after a second of running in.
 async fn read(
-    lines: Vec<Line>,
+    lines: Vec<Raw>,
     server: u32,
     time: Duration,
     frames: Arc<AtomicU64>,

@@ -1,8 +1,9 @@
 //! The same view by WebSocket, by server-sent events and by polling: what it costs the gateway and the network, and how old it is.
 
 use crate::cpu;
-use crate::edge::{Edge, Line};
+use crate::edge::{Edge, STEP};
 use anyhow::Context;
+use nearby_e2e::raw::Raw;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -174,12 +175,12 @@ impl Client {
         let mut experience = Experience::default();
         match transport {
             Transport::WebSocket => {
-                let mut line = Line::upgrade(&self.base, &self.token).await?;
+                let mut line = Raw::upgrade(&self.base, &self.token, STEP).await?;
                 let before = self.until_measured(&mut line, |line| Box::pin(line.text())).await?;
                 self.measured(&mut line, before, &mut experience, |line| Box::pin(line.text())).await?;
             }
             Transport::Events => {
-                let mut line = Line::connect(&self.base).await?;
+                let mut line = Raw::connect(&self.base, STEP).await?;
                 line.get(&self.base, "/v1/events", &self.token, "", 200).await?;
                 let before = self.until_measured(&mut line, |line| Box::pin(line.chunk())).await?;
                 self.measured(&mut line, before, &mut experience, |line| Box::pin(line.chunk())).await?;
@@ -190,7 +191,7 @@ impl Client {
     }
 
     /// Reads until the measurement begins; returns the bytes so far.
-    async fn until_measured(&mut self, line: &mut Line, next: Next) -> anyhow::Result<(usize, usize)> {
+    async fn until_measured(&mut self, line: &mut Raw, next: Next) -> anyhow::Result<(usize, usize)> {
         while let Ok(frame) = tokio::time::timeout_at(self.from, next(line)).await {
             self.hear(&frame?);
         }
@@ -199,7 +200,7 @@ impl Client {
 
     async fn measured(
         &mut self,
-        line: &mut Line,
+        line: &mut Raw,
         before: (usize, usize),
         experience: &mut Experience,
         next: Next,
@@ -213,7 +214,7 @@ impl Client {
     }
 
     async fn poll(&mut self, interval: Duration, experience: &mut Experience) -> anyhow::Result<()> {
-        let mut line = Line::connect(&self.base).await?;
+        let mut line = Raw::connect(&self.base, STEP).await?;
         let phase = interval.mul_f64(rand::random());
         let mut turn = tokio::time::interval_at(Instant::now() + phase, interval);
         loop {
@@ -222,7 +223,7 @@ impl Client {
                 return Ok(());
             }
             if interval > IDLE_MAX {
-                line = Line::connect(&self.base).await?;
+                line = Raw::connect(&self.base, STEP).await?;
             }
             let (bytes_in, bytes_out) = (line.bytes_in, line.bytes_out);
             let head = line.get(&self.base, "/v1/nearby", &self.token, "", 200).await?;
@@ -268,4 +269,4 @@ impl Client {
 }
 
 /// The next frame of a line.
-type Next = for<'a> fn(&'a mut Line) -> futures_util::future::BoxFuture<'a, anyhow::Result<Vec<u8>>>;
+type Next = for<'a> fn(&'a mut Raw) -> futures_util::future::BoxFuture<'a, anyhow::Result<Vec<u8>>>;

@@ -1,4 +1,5 @@
-//! A socket of bytes, for what no client library sends: broken heads, broken frames.
+//! A socket of bytes, for what no client library sends (broken heads, broken frames), and for clients that read no more of what they
+//! get than they have to, and count the bytes.
 
 use std::time::Duration;
 
@@ -21,37 +22,58 @@ pub const PONG: u8 = 0xA;
 /// The last fragment of a message.
 pub const FIN: u8 = 0x80;
 
+const READ_BYTES: usize = 16 * 1024;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Raw {
     stream: TcpStream,
     unread: Vec<u8>,
     limit: Duration,
+    /// Bytes that have come over the connection: heads, frames and bodies.
+    pub bytes_in: usize,
+    /// And that were sent.
+    pub bytes_out: usize,
 }
 
 impl Raw {
     /// Connects to `http://HOST:PORT`; everything then has so long to come.
     pub async fn connect(base: &str, limit: Duration) -> anyhow::Result<Raw> {
         let address = base.strip_prefix("http://").context("the address begins with http://")?;
-        Ok(Raw { stream: TcpStream::connect(address).await?, unread: Vec::new(), limit })
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Raw { stream, unread: Vec::new(), limit, bytes_in: 0, bytes_out: 0 })
     }
 
     /// A WebSocket past its `101`.
     pub async fn upgrade(base: &str, token: &str, limit: Duration) -> anyhow::Result<Raw> {
         let mut raw = Raw::connect(base, limit).await?;
-        let host = base.trim_start_matches("http://");
-        let head = format!(
-            "GET /v1/stream HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
-             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
-        raw.send(head.as_bytes()).await?;
-        let head = raw.head().await?;
-        ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let more = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        raw.get(base, "/v1/stream", token, more, 101).await?;
         Ok(raw)
+    }
+
+    /// Sends a GET with some more lines, and reads the head of the answer, which has to have this status.
+    pub async fn get(
+        &mut self,
+        base: &str,
+        path: &str,
+        token: &str,
+        more: &str,
+        status: u16,
+    ) -> anyhow::Result<String> {
+        let host = base.trim_start_matches("http://");
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {token}\r\n{more}\r\n");
+        self.send(head.as_bytes()).await?;
+        let head = self.head().await?;
+        ensure!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        Ok(head)
     }
 
     /// Sends bytes as they are. The peer may have closed: that shows when reading.
     pub async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.bytes_out += bytes.len();
         self.stream.write_all(bytes).await.context("send bytes")
     }
 
@@ -62,12 +84,35 @@ impl Raw {
 
     /// The head of an HTTP answer.
     pub async fn head(&mut self) -> anyhow::Result<String> {
+        let head = self.fill_until(b"\r\n\r\n").await?;
+        Ok(String::from_utf8(self.unread.drain(..head).collect())?)
+    }
+
+    /// The next bytes.
+    pub async fn take(&mut self, count: usize) -> anyhow::Result<Vec<u8>> {
+        self.fill(count).await?;
+        Ok(self.unread.drain(..count).collect())
+    }
+
+    /// The next chunk of an answer in chunks (RFC 9112, 7.1). Like [`Raw::text`], it may be dropped while it waits.
+    pub async fn chunk(&mut self) -> anyhow::Result<Vec<u8>> {
+        let head = self.fill_until(b"\r\n").await?;
+        let size = std::str::from_utf8(&self.unread[..head])?.trim();
+        let size = usize::from_str_radix(size, 16).context("the size of a chunk")?;
+        ensure!(size > 0, "the answer has ended");
+        self.fill(head + size + 2).await?;
+        let chunk: Vec<u8> = self.unread.drain(..head + size + 2).skip(head).collect();
+        Ok(chunk[..size].to_vec())
+    }
+
+    /// The next text of a WebSocket; pings are answered.
+    pub async fn text(&mut self) -> anyhow::Result<Vec<u8>> {
         loop {
-            if let Some(end) = self.unread.windows(4).position(|window| window == b"\r\n\r\n") {
-                let head: Vec<u8> = self.unread.drain(..end + 4).collect();
-                return Ok(String::from_utf8(head)?);
+            match self.next().await? {
+                (first, payload) if first == FIN | TEXT => return Ok(payload),
+                (first, payload) if first == FIN | PING => self.frame(FIN | PONG, &payload).await?,
+                (_, payload) => bail!("the socket was closed: {}", String::from_utf8_lossy(&payload)),
             }
-            self.read().await?;
         }
     }
 
@@ -103,12 +148,33 @@ impl Raw {
         }
     }
 
+    /// Reads on until this has come; returns where it ends.
+    async fn fill_until(&mut self, end: &[u8]) -> anyhow::Result<usize> {
+        loop {
+            if let Some(at) = self.unread.windows(end.len()).position(|window| window == end) {
+                return Ok(at + end.len());
+            }
+            self.read().await?;
+        }
+    }
+
+    async fn fill(&mut self, count: usize) -> anyhow::Result<()> {
+        while self.unread.len() < count {
+            self.read().await?;
+        }
+        Ok(())
+    }
+
     async fn read(&mut self) -> anyhow::Result<()> {
+        let before = self.unread.len();
+        self.unread.reserve(READ_BYTES);
         let read = tokio::time::timeout(self.limit, self.stream.read_buf(&mut self.unread));
         match read.await.with_context(|| format!("nothing within {:?}", self.limit))? {
             Ok(0) => bail!("the connection ended"),
-            read => read.map(drop).context("read"),
-        }
+            read => read.context("read")?,
+        };
+        self.bytes_in += self.unread.len() - before;
+        Ok(())
     }
 }
 
