@@ -54,16 +54,6 @@ pub fn by_thread(pid: u32) -> anyhow::Result<BTreeMap<String, f64>> {
     Ok(kinds)
 }
 
-/// CPU-seconds of the processes that a process had as children and that have ended.
-pub fn of_ended_children(pid: u32) -> anyhow::Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    let (_, rest) = text.rsplit_once(") ").with_context(|| format!("{path}: {text}"))?;
-    // cutime and cstime, the 16th and 17th of all.
-    let ticks = rest.split_whitespace().skip(13).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
-    Ok(ticks.sum::<f64>() / TICKS_PER_S)
-}
-
 /// Resident bytes of a process.
 pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the status of a process")?;

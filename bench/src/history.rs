@@ -142,11 +142,11 @@ struct Measured {
 /// On a connection of its own: what its processes used is known when they have ended.
 fn measure(postgres: &Postgres, sql: &str) -> anyhow::Result<Measured> {
     let server = postgres.pid().context("the server runs")?;
-    let (before, began) = (cpu::of_ended_children(server)?, Instant::now());
+    let (before, began) = (cpu::of_children_that_ended(server)?, Instant::now());
     postgres.psql(sql)?;
     let seconds = began.elapsed().as_secs_f64();
     std::thread::sleep(std::time::Duration::from_millis(300));
-    Ok(Measured { seconds, cpu_seconds: cpu::of_ended_children(server)? - before })
+    Ok(Measured { seconds, cpu_seconds: cpu::of_children_that_ended(server)? - before })
 }
 
 /// By Postgres' own clock, without the way there and back.

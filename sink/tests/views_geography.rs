@@ -3,7 +3,7 @@
 mod common;
 
 use common::migrated;
-use nearby_e2e::postgres;
+use nearby_e2e::postgres::{self, Postgres};
 
 const ROWS: &str = "
     create table nearby.location_history_20260115 partition of nearby.location_history
@@ -16,12 +16,26 @@ const ROWS: &str = "
 const METRES: &str = "select round(st_distance(a.place, b.place)), count(*) over () from nearby.fixes_geography a, nearby.fixes_geography b
                       where a.reported_at < b.reported_at";
 
+/// The archives of other versions that `make test-postgres` fetches are bare; Debian's server has PostGIS by `e2e/setup.sh`.
+fn bare_archive(postgres: &Postgres) -> bool {
+    let available =
+        postgres.psql("select count(*) from pg_available_extensions where name = 'postgis'").expect("an answer");
+    let bare = std::env::var_os("PG_VERSION").is_some() && available == "0";
+    if bare {
+        println!("NOT RUN: this archive of Postgres has no PostGIS");
+    }
+    bare
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn postgis_may_come_later_and_live_in_a_schema_of_its_own() {
     let (postgres, _database) = migrated().await;
     postgres.psql(ROWS).expect("rows");
     let error = format!("{:#}", postgres.psql("call nearby.add_geography()").expect_err("there is no PostGIS"));
     assert!(error.contains("CREATE EXTENSION postgis"), "{error}");
+    if bare_archive(&postgres) {
+        return;
+    }
     postgres
         .psql("create schema gis; create extension postgis schema gis")
         .expect("PostGIS is installed: see e2e/setup.sh");
@@ -35,6 +49,9 @@ async fn postgis_may_come_later_and_live_in_a_schema_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_postgis_is_the_view_is_made_with_the_others() {
     let (postgres, _database) = migrated().await;
+    if bare_archive(&postgres) {
+        return;
+    }
     postgres.psql("create database with_postgis").expect("a database");
     let url = postgres.url().rsplit_once('/').map(|(server, _)| format!("{server}/with_postgis"));
     let url = url.expect("an address has a database");
