@@ -32,7 +32,7 @@ const NOTICED_LIMIT: Duration = Duration::from_secs(30);
 /// Rows and milliseconds of a batch. Who waits long for a full batch has one in hand whenever something happens: it is frozen with
 /// it, its partitions are taken away in the middle of it.
 const LEISURELY: (u32, u32) = (20_000, 2_500);
-const SWIFT: (u32, u32) = (300, 100);
+const SWIFT: (u32, u32) = (1_000, 100);
 const POSTERS: usize = 4;
 
 /// How much of it: short by default.
@@ -59,7 +59,7 @@ impl Extent {
             Ok("long") => Ok(Extent {
                 rounds: 4,
                 reports_min: 5_000_000,
-                pause: Duration::from_millis(120),
+                pause: Duration::from_millis(250),
                 database_away: s(60),
                 caught_up_limit: s(1200),
             }),
