@@ -19,7 +19,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a record may wait for the broker's acknowledgement before the caller is told that it failed.
 pub const DELIVERY_TIMEOUT_MS: u32 = 10_000;
 /// How long a new topic may take to be known to the cluster, and how often that is looked at.
-const PROPAGATION_LIMIT: Duration = Duration::from_secs(10);
+const PROPAGATION_LIMIT: Duration = Duration::from_secs(30);
 const PROPAGATION_POLL: Duration = Duration::from_millis(50);
 /// How often the broker is looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
