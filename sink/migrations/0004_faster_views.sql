@@ -21,14 +21,16 @@ FROM (
     GROUP BY user_id
 ) AS newest_at
 CROSS JOIN LATERAL (
-    SELECT received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, topic, kafka_offset
+    SELECT
+        received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, topic, kafka_partition,
+        min(kafka_offset) OVER (PARTITION BY topic, kafka_partition) AS first_offset
     FROM nearby.location_history AS report
     WHERE report.user_id = newest_at.user_id AND report.reported_at = newest_at.reported_at AND lat IS NOT NULL
     ORDER BY kafka_offset DESC
     LIMIT 1
 ) AS newest
 -- As the engine has it: a withdrawal counts at once, in the order of the log, whatever its time; and afterwards only
--- reports with a later time.
+-- reports with a later time; so a repeated report is as old as the first of its time. Only one partition's offsets have an order.
 WHERE NOT EXISTS (
     SELECT
     FROM nearby.location_history AS withdrawal
@@ -36,7 +38,10 @@ WHERE NOT EXISTS (
         AND withdrawal.lat IS NULL
         AND (
             withdrawal.reported_at >= newest_at.reported_at
-            OR (withdrawal.topic = newest.topic AND withdrawal.kafka_offset > newest.kafka_offset)
+            OR (
+                (withdrawal.topic, withdrawal.kafka_partition) = (newest.topic, newest.kafka_partition)
+                AND withdrawal.kafka_offset > newest.first_offset
+            )
         )
 );
 
