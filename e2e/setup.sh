@@ -40,11 +40,10 @@ missing_packages() {
   pkg-config --exists openssl 2>/dev/null || echo libssl-dev
 }
 
-# Of the newest server there is, or of the one that will come: 170 MB with what it needs.
+# Of the newest server there is, or of the one that will come, which only a fresh list of packages would name: 170 MB with what it needs.
 postgis_package() {
   version=$(ls /usr/lib/postgresql 2>/dev/null | sort -n | tail -1)
-  [ -n "$version" ] || version=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -1)
-  echo "postgresql-${version:-15}-postgis-3"
+  echo "postgresql-${version:+$version-}postgis${version:+-3}"
 }
 
 # The Postgres package makes a cluster and starts it at once; the tests make their own. So: not during this installation.

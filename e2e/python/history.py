@@ -122,7 +122,9 @@ def encounters(users, friendships):
 
 
 def compare(view, source, folder):
-    """Rows are compared by their key, the columns before `len(key)`; floats by a millimetre or a billionth."""
+    """Rows are compared by their key, the columns before `len(key)`; integers (times, cells, counts) are equal.
+    Floats are metres, by a millimetre, or else degrees or seconds, by 1e-7, which is what a report's degrees are kept to."""
+    tolerance = 1e-3 if view in (user_days, encounters) else 1e-7
     expected = dict(view(histories(source, folder), friends(source, folder)))
     found, repeated = {}, 0
     for line in sys.stdin:
@@ -132,7 +134,8 @@ def compare(view, source, folder):
         found[tuple(fields[:size])] = tuple(fields[size:])
 
     def same(a, b):
-        return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-3) for x, y in zip(a, b))
+        return len(a) == len(b) and all(
+            x == y if isinstance(x, int) and isinstance(y, int) else abs(x - y) <= tolerance for x, y in zip(a, b))
     wrong = [key for key in expected.keys() | found.keys()
              if key not in expected or key not in found or not same(expected[key], found[key])]
     for key in wrong[:5]:

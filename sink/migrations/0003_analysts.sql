@@ -4,12 +4,13 @@ CREATE FUNCTION nearby.cell_parent(cell bigint, resolution integer)
 RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE
-    WHEN resolution BETWEEN 0 AND ((cell >> 52) & 15)
+    -- Mode 1 and nothing in the reserved bits: a cell, and not some number.
+    WHEN resolution BETWEEN 0 AND ((cell >> 52) & 15) AND cell >> 56 = 8
         THEN (cell & ~(15::bigint << 52)) | (resolution::bigint << 52) | ((1::bigint << (3 * (15 - resolution))) - 1)
 END;
 
 COMMENT ON FUNCTION nearby.cell_parent IS
-    'The H3 cell of a coarser resolution that this cell belongs to: 9 has about 0.1 km², 7 about 5 km², 5 about 250 km². Null if the resolution is finer than the cell''s own, or none.';
+    'The H3 cell of a coarser resolution that this cell belongs to: 9 has about 0.1 km², 7 about 5 km², 5 about 250 km². Null if the resolution is finer than the cell''s own, or none, or the number is no cell.';
 
 
 CREATE FUNCTION nearby.people_at_least(k integer)
@@ -53,19 +54,24 @@ BEGIN
             -- Roles belong to the server: another database's migration was faster.
             WHEN duplicate_object OR unique_violation THEN NULL;
             WHEN insufficient_privilege THEN
-                RAISE NOTICE 'there is no role nearby_analyst, and % may not make it: CREATE ROLE nearby_analyst NOLOGIN as an administrator, then CALL nearby.let_analysts_read()', current_user;
+                RAISE WARNING 'there is no role nearby_analyst, and % may not make it: CREATE ROLE nearby_analyst NOLOGIN as an administrator, then CALL nearby.let_analysts_read()', current_user;
                 RETURN;
         END;
     END IF;
     GRANT USAGE ON SCHEMA nearby TO nearby_analyst;
     GRANT SELECT ON ALL TABLES IN SCHEMA nearby TO nearby_analyst;
-    -- Partitions to come, made by the same user as this one.
-    ALTER DEFAULT PRIVILEGES IN SCHEMA nearby GRANT SELECT ON TABLES TO nearby_analyst;
+    -- The views call them; procedures are not among these.
+    GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA nearby TO nearby_analyst;
+    -- Partitions to come: the table's owner makes them, who need not be the one that calls this.
+    EXECUTE format(
+        'ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA nearby GRANT SELECT ON TABLES TO nearby_analyst',
+        (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'nearby.location_history'::regclass)
+    );
 END
 $$;
 
 COMMENT ON PROCEDURE nearby.let_analysts_read IS
-    'Makes the role nearby_analyst if it may and has to, and lets it read every table and view of the schema nearby, those to come too. It can be called again.';
+    'Makes the role nearby_analyst if it may and has to, and lets it read every table and view of the schema nearby, those to come too, and call its functions. It can be called again.';
 
 REVOKE EXECUTE ON PROCEDURE nearby.let_analysts_read() FROM PUBLIC;
 

@@ -21,14 +21,16 @@ FROM (
     GROUP BY user_id
 ) AS newest_at
 CROSS JOIN LATERAL (
-    SELECT received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, topic, kafka_offset
+    SELECT
+        received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, topic, kafka_partition,
+        min(kafka_offset) OVER (PARTITION BY topic, kafka_partition) AS first_offset
     FROM nearby.location_history AS report
     WHERE report.user_id = newest_at.user_id AND report.reported_at = newest_at.reported_at AND lat IS NOT NULL
     ORDER BY kafka_offset DESC
     LIMIT 1
 ) AS newest
 -- As the engine has it: a withdrawal counts at once, in the order of the log, whatever its time; and afterwards only
--- reports with a later time.
+-- reports with a later time; so a repeated report is as old as the first of its time. Only one partition's offsets have an order.
 WHERE NOT EXISTS (
     SELECT
     FROM nearby.location_history AS withdrawal
@@ -36,7 +38,10 @@ WHERE NOT EXISTS (
         AND withdrawal.lat IS NULL
         AND (
             withdrawal.reported_at >= newest_at.reported_at
-            OR (withdrawal.topic = newest.topic AND withdrawal.kafka_offset > newest.kafka_offset)
+            OR (
+                (withdrawal.topic, withdrawal.kafka_partition) = (newest.topic, newest.kafka_partition)
+                AND withdrawal.kafka_offset > newest.first_offset
+            )
         )
 );
 
@@ -162,11 +167,14 @@ CROSS JOIN LATERAL (
         JOIN pairs ON user_a = user_id
     ) AS a
     JOIN minutes AS b ON b.user_id = user_b
+    -- 8 km are 0.07195 degrees of latitude: who is farther apart than that needs no haversine.
+    WHERE abs(a.lat - b.lat) <= 0.0721
     GROUP BY user_a, user_b
 ) AS met
 WHERE distance_m <= 8000;
 
--- The view goes by time; this goes by person.
+-- The view goes by time; this goes by person. Who has this user as a friend is found by reading all friend lists: a GIN index on
+-- friends would find it at once, and the sink would pay for it at each list that changes.
 CREATE FUNCTION nearby.encounters_of(who bigint)
 RETURNS TABLE (slot timestamptz, user_a bigint, user_b bigint, distance_m double precision)
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -208,6 +216,16 @@ BEGIN
     EXECUTE format('ALTER DATABASE %I SET jit = off', current_database());
 EXCEPTION
     WHEN insufficient_privilege THEN
-        RAISE NOTICE '% does not own the database: questions are answered sooner after ALTER DATABASE … SET jit = off', current_user;
+        RAISE WARNING '% does not own the database: questions are answered sooner after ALTER DATABASE … SET jit = off', current_user;
+END
+$$;
+
+
+-- The functions that came since the role was made.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nearby_analyst') THEN
+        CALL nearby.let_analysts_read();
+    END IF;
 END
 $$;

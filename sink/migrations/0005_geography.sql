@@ -30,6 +30,14 @@ BEGIN
         FROM pg_attribute
         WHERE attrelid = 'nearby.fixes'::regclass AND attnum > 0
     );
+    -- Whoever called this: the view is of the same owner as the others, and may be read like them.
+    EXECUTE format(
+        'ALTER VIEW nearby.fixes_geography OWNER TO %I',
+        (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'nearby.fixes'::regclass)
+    );
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nearby_analyst') THEN
+        GRANT SELECT ON nearby.fixes_geography TO nearby_analyst;
+    END IF;
 END
 $$;
 
@@ -43,5 +51,9 @@ BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'postgis') THEN
         CALL nearby.add_geography();
     END IF;
+EXCEPTION
+    -- Its schema may be closed to us; the history does without.
+    WHEN insufficient_privilege THEN
+        RAISE WARNING 'no view fixes_geography: % may not use PostGIS (%); after GRANT USAGE on its schema: CALL nearby.add_geography()', current_user, SQLERRM;
 END
 $$;

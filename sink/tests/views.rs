@@ -86,10 +86,18 @@ async fn latest_positions_are_of_those_who_share() {
             (5, "12:00", None, 0.0),
             (5, "11:59", Some(50.0), 0.0),
             (5, "12:00", Some(51.0), 0.0),
+            // Nor does a report that is sent again.
+            (6, "12:00:20", Some(60.0), 0.0),
+            (6, "12:00:05", None, 0.0),
+            (6, "12:00:20", Some(60.0), 0.0),
+            // In another partition: what was first, their times say.
+            (7, "12:00:20", Some(70.0), 0.0),
+            (7, "12:00:05", None, 0.0),
         ],
     );
+    psql(&postgres, "update nearby.location_history set kafka_partition = 1 where user_id = 7 and lat is null");
     let rows = psql(&postgres, "select user_id, reported_at, lat, lon from nearby.latest_positions order by 1");
-    assert_eq!(rows, "1|2026-01-15 12:00:00+00|11|0\n3|2026-01-16 00:00:00+00|30|1");
+    assert_eq!(rows, "1|2026-01-15 12:00:00+00|11|0\n3|2026-01-16 00:00:00+00|30|1\n7|2026-01-15 12:00:20+00|70|0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ async fn what_is_no_parent_is_null() {
     for resolution in ["10", "16", "-1", "null"] {
         assert_eq!(parent(resolution), "", "{resolution}");
     }
+    assert_eq!(postgres.psql("select nearby.cell_parent(77, 0)").expect("an answer"), "", "77 is no cell");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,3 +63,31 @@ async fn where_postgis_is_the_view_is_made_with_the_others() {
                 and col_description(attrelid, attnum) is null";
     assert_eq!(postgres::psql(&url, bare).expect("comments"), "0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgis_that_the_sink_may_not_use_does_not_stop_it() {
+    let (postgres, _database) = migrated().await;
+    if bare_archive(&postgres) {
+        return;
+    }
+    postgres.psql("create role owner login password 'owner'; create database theirs owner owner").expect("a database");
+    let of_admin = postgres.url().rsplit_once('/').map(|(server, _)| format!("{server}/theirs")).expect("an address");
+    let of_owner = of_admin.replace("nearby:nearby@", "owner:owner@");
+    postgres::psql(&of_admin, "create schema gis; create extension postgis schema gis")
+        .expect("PostGIS is installed: see e2e/setup.sh");
+    nearby_sink::connect(&of_owner).await.expect("a connection").migrate().await.expect("migrated without the view");
+    let view = "select count(*) from pg_views where schemaname = 'nearby' and viewname = 'fixes_geography'";
+    assert_eq!(postgres::psql(&of_owner, view).expect("an answer"), "0");
+
+    // An administrator makes it, and it is the owner's like the others.
+    postgres::psql(&of_admin, "grant usage on schema gis to owner; call nearby.add_geography()").expect("the view");
+    let reads = "select has_table_privilege('nearby_analyst', 'nearby.fixes_geography', 'select'), viewowner
+                 from pg_views where viewname = 'fixes_geography'";
+    assert_eq!(postgres::psql(&of_owner, reads).expect("an answer"), "t|owner");
+    // As is the right to read partitions to come.
+    postgres::psql(&of_admin, "call nearby.let_analysts_read()").expect("by an administrator");
+    postgres::psql(&of_owner, ROWS).expect("rows");
+    let partition = "select has_table_privilege('nearby_analyst', 'nearby.location_history_20260115', 'select')";
+    assert_eq!(postgres::psql(&of_owner, partition).expect("an answer"), "t");
+    postgres::psql(&of_owner, "call nearby.add_geography()").expect("the owner may call it too");
+}
