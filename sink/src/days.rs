@@ -2,11 +2,13 @@
 
 use nearby_schemas::TimestampMs;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 const DAY_MS: i64 = 86_400_000;
 /// Sinks that create partitions take turns by this key; "nearby" and "days" in ASCII would not say more.
 const ADVISORY_LOCK: i64 = 0x6e65_6172_6279_0001;
+/// How long others' locks and snapshots are waited for; then the batch is tried again, and a log line says why.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// A UTC day, counted from 1970-01-01.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,19 +53,29 @@ impl Day {
 }
 
 /// Creates the partitions of these days, unless they are there. Any number of connections may do this at once.
+///
+/// `nearby history retain` may have been interrupted while it removed one: half detached it takes no rows, so it is
+/// detached wholly, and attached again with the rows that it has. The next run removes it.
 pub async fn create(connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
-    let attached: Vec<String> = sqlx::query_scalar(
-        "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+    transaction.execute(LOCK_TIMEOUT).await?;
+    let partitions: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT c.relname::text, i.inhdetachpending FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
          WHERE i.inhparent = 'nearby.location_history'::regclass",
     )
     .fetch_all(&mut *transaction)
     .await?;
-    for day in days.iter().filter(|day| !attached.contains(&day.partition_name())) {
+    let is_detaching: BTreeMap<String, bool> = partitions.into_iter().collect();
+    for day in days {
         let (name, from, to) = (day.partition_name(), day.starts(), day.next().starts());
+        let finish = match is_detaching.get(&name) {
+            Some(false) => continue,
+            Some(true) => format!("ALTER TABLE nearby.location_history DETACH PARTITION nearby.{name} FINALIZE; "),
+            None => String::new(),
+        };
         let statements = format!(
-            "CREATE TABLE nearby.{name} (LIKE nearby.location_history INCLUDING ALL); \
+            "{finish}CREATE TABLE IF NOT EXISTS nearby.{name} (LIKE nearby.location_history INCLUDING ALL); \
              ALTER TABLE nearby.location_history ATTACH PARTITION nearby.{name} FOR VALUES FROM ('{from}') TO ('{to}');"
         );
         // Its parts are numbers.

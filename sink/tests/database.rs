@@ -9,7 +9,7 @@ use nearby_sink::batch::{Advance, Batcher, Item};
 use nearby_sink::record::{Content, Log, Record};
 use nearby_sink::write::{Session, WriteError, Written};
 use nearby_sink::{SinkError, connect};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "location-events";
@@ -77,6 +77,32 @@ async fn rows_arrive_as_they_were_sent_nulls_too() {
         psql(&postgres, "select distinct tableoid::regclass from nearby.location_history"),
         "location_history_20260115"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_day_whose_removal_was_interrupted_takes_rows_again() {
+    let (postgres, _database) = migrated().await;
+    assert_eq!(write(&mut session(&postgres).await, &batch(0, vec![event(1, None)]), None).await, Ok(Written::Rows(1)));
+    let detach = "alter table nearby.location_history detach partition nearby.location_history_20260115";
+
+    // Half detached: somebody read it.
+    let mut reader = PgConnection::connect(&postgres.url()).await.expect("a connection");
+    let mut reading = reader.begin().await.expect("begins");
+    reading.execute("select count(*) from nearby.location_history").await.expect("reads");
+    let mut retain = PgConnection::connect(&postgres.url()).await.expect("a connection");
+    retain.execute("set lock_timeout = 200").await.expect("is set");
+    assert!(retain.execute(sqlx::AssertSqlSafe(format!("{detach} concurrently"))).await.is_err());
+    reading.rollback().await.expect("ends");
+    assert_eq!(psql(&postgres, "select count(*) from pg_inherits where inhdetachpending"), "1");
+    let batcher = batch(1, vec![event(2, None)]);
+    assert_eq!(write(&mut session(&postgres).await, &batcher, Some(1)).await, Ok(Written::Rows(1)));
+    assert_eq!(psql(&postgres, "select count(*) from nearby.location_history"), "2");
+
+    // Detached, but not dropped.
+    psql(&postgres, detach);
+    let batcher = batch(2, vec![event(3, None)]);
+    assert_eq!(write(&mut session(&postgres).await, &batcher, Some(2)).await, Ok(Written::Rows(1)));
+    assert_eq!(psql(&postgres, "select count(*) from nearby.location_history"), "3");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use std::time::{Duration, Instant};
 
 const DAY_MS: i64 = 86_400_000;
-/// The sink takes reports that are up to 8 days late; their day has to be there.
+/// The sink takes reports that are up to 8 days late; a day that is gone it would make anew.
 const DAYS_MIN: i64 = 9;
 const DAYS_MAX: i64 = 36_500;
 /// How long a step may wait for others' locks at once: whoever comes after us in the queue waits as long.
@@ -43,7 +43,7 @@ fn days(text: &str) -> Result<i64, String> {
     match text.parse() {
         Ok(days) if (DAYS_MIN..=DAYS_MAX).contains(&days) => Ok(days),
         Ok(days) if (0..DAYS_MIN).contains(&days) => Err(format!(
-            "reports may be up to 8 days late, and the sink would refuse them if their day was gone: at least {DAYS_MIN}"
+            "reports may be up to 8 days late, and the sink would make their day anew: at least {DAYS_MIN}"
         )),
         _ => Err(format!("a number of days, from {DAYS_MIN} to {DAYS_MAX}")),
     }
