@@ -56,8 +56,19 @@ impl DatabaseSettings {
 /// Of those who remove, one at a time: two would count each other's work.
 const MAINTENANCE_LOCK: i64 = 0x6e65_6172_6279_0002;
 
+/// What to do while somebody else removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    No,
+    UntilFree,
+}
+
 /// Sees to it that nobody else removes from the history for as long as this connection lasts.
-async fn maintain(connection: &mut PgConnection) -> anyhow::Result<()> {
+async fn maintain(connection: &mut PgConnection, wait: Wait) -> anyhow::Result<()> {
+    if wait == Wait::UntilFree {
+        let waiting = sqlx::query("SELECT pg_advisory_lock($1)").bind(MAINTENANCE_LOCK).execute(connection).await;
+        return waiting.map(drop).context("waiting for another `nearby history` to end");
+    }
     let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
         .bind(MAINTENANCE_LOCK)
         .fetch_one(connection)
@@ -67,6 +78,15 @@ async fn maintain(connection: &mut PgConnection) -> anyhow::Result<()> {
         bail!("another `nearby history` removes from this history just now: run this again later");
     }
     Ok(())
+}
+
+/// Clocks that differ by more than this are wrong.
+const CLOCKS_APART_MS_MAX: i64 = 3_600_000;
+/// SQLSTATE of a statement that took longer than it may.
+const TIMED_OUT: &str = "57014";
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// What keeps a day's table in the history.

@@ -6,7 +6,7 @@
 //! again.
 
 use super::remains::{remains_compacted, remains_deleted};
-use super::{DatabaseSettings, grouped, maintain, tables};
+use super::{CLOCKS_APART_MS_MAX, DatabaseSettings, TIMED_OUT, Wait, code, grouped, maintain, tables};
 use crate::log::{Log, LogError, Merged, Span};
 use crate::moments::Rfc3339;
 use crate::wiring;
@@ -19,12 +19,14 @@ use nearby_service::health::Readiness;
 use nearby_service::kafka::Kafka;
 use nearby_service::settings::KafkaSettings;
 use rdkafka::Message;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Rows that one transaction removes at most.
 const ROWS_AT_ONCE: i64 = 5_000;
+/// Looking for a person in everybody's list may take so long.
+const LISTS_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 const TOLD_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -53,8 +55,6 @@ struct Found {
     reported: Option<(TimestampMs, TimestampMs)>,
     /// Length of the friend list.
     friends: Option<i64>,
-    /// Lists of others with this person in them.
-    listed_by: i64,
 }
 
 /// How far the log went.
@@ -65,12 +65,10 @@ struct Ends(BTreeMap<(String, i32), Span>);
 pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
     let user = settings.user;
     let mut connection = settings.database.connect().await?;
-    if !settings.dry_run {
-        maintain(&mut connection).await?;
-    }
     let mut kafka = Kafka::from_settings(&settings.kafka);
     wiring::check_broker(&kafka).await?;
-    let written = &[RecordType::LocationEvent];
+    // A schema that is written is registered.
+    let written: &[RecordType] = if settings.dry_run { &[] } else { &[RecordType::LocationEvent] };
     wiring::connect_registry(&mut kafka, &settings.kafka.registry, written, &Readiness::default()).await?;
     let checked = kafka.clone();
     let partitions =
@@ -81,7 +79,7 @@ pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
         println!("{} would be removed", found.text(user));
         println!("{} would be ended", sessions_text(&sessions));
         println!("what the sink has not written yet is not counted");
-        return print_remains(&kafka, user, &found, TimestampMs::now()).await;
+        return print_remains(&mut connection, &kafka, user, TimestampMs::now()).await;
     }
     let withdrawn_at = TimestampMs::now();
     let appender = Appender::new(&kafka)?;
@@ -91,6 +89,7 @@ pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
     wait_for_sink(&mut connection, &ends, Duration::from_secs(settings.sink_wait_s.into())).await?;
     let ended = ask(&kafka, move |log, kafka| sessions(log, kafka, user, partitions)).await?;
     end_sessions(&appender, &kafka, user, &ended, partitions).await?;
+    maintain(&mut connection, Wait::UntilFree).await?;
     let rows = remove(&mut connection, user, &kafka, &ends, withdrawn_at).await?;
     let list = match found.friends {
         Some(friends) => format!("a list of {} friends", grouped(friends)),
@@ -102,7 +101,7 @@ pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
     if left.rows > 0 || left.friends.is_some() {
         println!("{} came after the call: this is new data and stays", left.text(user));
     }
-    print_remains(&kafka, user, &left, withdrawn_at).await
+    print_remains(&mut connection, &kafka, user, withdrawn_at).await
 }
 
 /// Runs questions about the log, which block.
@@ -126,11 +125,22 @@ async fn count(connection: &mut PgConnection, user: UserId) -> anyhow::Result<Fo
         .context("counting rows")?;
     let friends = "SELECT cardinality(friends)::bigint FROM nearby.friend_lists WHERE user_id = $1";
     let friends = sqlx::query_scalar(friends).bind(user.0).fetch_optional(&mut *connection).await;
-    let listed_by = "SELECT count(*) FROM nearby.friend_lists WHERE friends @> ARRAY[$1] AND user_id <> $1";
-    let listed_by = sqlx::query_scalar(listed_by).bind(user.0).fetch_one(&mut *connection).await;
     let reported = first.zip(last).map(|(first, last)| (TimestampMs(first), TimestampMs(last)));
-    let friends = friends.context("looking for the friend list")?;
-    Ok(Found { rows, reported, friends, listed_by: listed_by.context("looking through the friend lists")? })
+    Ok(Found { rows, reported, friends: friends.context("looking for the friend list")? })
+}
+
+/// Lists of others with this person in them, which takes a look at every list: none if that takes too long.
+async fn listed_by(connection: &mut PgConnection, user: UserId) -> anyhow::Result<Option<i64>> {
+    let limit = format!("SET statement_timeout = {}", LISTS_LIMIT.as_millis());
+    connection.execute(AssertSqlSafe(limit)).await.context("asking Postgres")?;
+    let counting = "SELECT count(*) FROM nearby.friend_lists WHERE friends @> ARRAY[$1] AND user_id <> $1";
+    let counted = sqlx::query_scalar(counting).bind(user.0).fetch_one(&mut *connection).await;
+    connection.execute("SET statement_timeout = 0").await.context("asking Postgres")?;
+    match counted {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if code(&error).as_deref() == Some(TIMED_OUT) => Ok(None),
+        Err(error) => Err(error).context("looking through the friend lists"),
+    }
 }
 
 impl Found {
@@ -270,8 +280,8 @@ fn sessions_text(open: &BTreeSet<GatewayId>) -> String {
     }
 }
 
-/// Removes the rows up to the ends, some at a time; how many there were, but for our own withdrawal. Topics that are not
-/// this deployment's are not written to on the person's behalf any more than this one: all rows from there go.
+/// Removes the rows, some at a time; how many there were, but for our own withdrawal. What stays is new data: beyond the ends,
+/// and received since. Of a topic that was made again the offsets alone say nothing, nor of one that is not this deployment's.
 async fn remove(
     connection: &mut PgConnection,
     user: UserId,
@@ -286,7 +296,9 @@ async fn remove(
         let removing = format!(
             "DELETE FROM nearby.{table} WHERE ctid = ANY (ARRAY( \
                SELECT ctid FROM nearby.{table} \
-               WHERE user_id = $1 AND (topic <> $2 OR kafka_offset < ($3::bigint[])[kafka_partition + 1]) LIMIT $4)) \
+               WHERE user_id = $1 AND NOT (topic = $2 \
+                 AND kafka_offset >= coalesce(($3::bigint[])[kafka_partition + 1], 0) \
+                 AND extract(epoch FROM received_at) * 1000 >= $6) LIMIT $4)) \
              RETURNING topic = $2 AND lat IS NULL AND reported_at = received_at AND extract(epoch FROM reported_at) * 1000 = $5"
         );
         loop {
@@ -296,6 +308,7 @@ async fn remove(
                 .bind(&of_topic)
                 .bind(ROWS_AT_ONCE)
                 .bind(withdrawn_at.0)
+                .bind(withdrawn_at.0 - CLOCKS_APART_MS_MAX)
                 .fetch_all(&mut *connection)
                 .await
                 .with_context(|| format!("removing rows of {table}, after {} rows; run this again", grouped(rows)))?;
@@ -308,7 +321,16 @@ async fn remove(
     Ok(rows)
 }
 
-async fn print_remains(kafka: &Kafka, user: UserId, found: &Found, now: TimestampMs) -> anyhow::Result<()> {
+async fn print_remains(
+    connection: &mut PgConnection,
+    kafka: &Kafka,
+    user: UserId,
+    now: TimestampMs,
+) -> anyhow::Result<()> {
+    let others = match listed_by(connection, user).await? {
+        Some(count) => format!("{} others", grouped(count)),
+        None => "others (too many lists to count)".to_owned(),
+    };
     let (events, lists, letters) =
         (kafka.topics.location_events(), kafka.topics.friend_lists(), kafka.topics.dead_letters());
     let counted = ask(kafka, move |log, kafka| letters_of(log, kafka, user)).await?;
@@ -319,10 +341,7 @@ async fn print_remains(kafka: &Kafka, user: UserId, found: &Found, now: Timestam
         let until = remains_deleted(&letters, &settings_of(kafka, &letters).await, now);
         println!("- {counted} dead letters with this user's key in {until}; redriving them would bring them back");
     }
-    println!(
-        "- the id in the friend lists of {} others: whose graph it is has to replace those",
-        grouped(found.listed_by)
-    );
+    println!("- the id in the friend lists of {others}: whose graph it is has to replace those");
     println!(
         "- what gateways were told, in friend-moved-<gateway>, until retention or their end; topics and files of `nearby replay`; \
          exports; backups of Postgres, and its own files until vacuum"
@@ -374,11 +393,10 @@ mod tests {
 
     #[test]
     fn what_was_found_is_told() {
-        let found =
-            Found { rows: 1_234, reported: Some((TimestampMs(0), TimestampMs(1))), friends: Some(2), listed_by: 0 };
+        let found = Found { rows: 1_234, reported: Some((TimestampMs(0), TimestampMs(1))), friends: Some(2) };
         let text = "1,234 rows (reported from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.001Z) and a list of 2 friends of user 7";
         assert_eq!(found.text(UserId(7)), text);
-        let nothing = Found { rows: 0, reported: None, friends: None, listed_by: 0 };
+        let nothing = Found { rows: 0, reported: None, friends: None };
         assert_eq!(nothing.text(UserId(7)), "0 rows and no friend list of user 7");
     }
 }

@@ -3,7 +3,9 @@
 //! A day is a partition of `location_history`. It is detached without blocking who reads or writes the others, and then
 //! dropped; what an interrupted run left half done is finished by the next one.
 
-use super::{DatabaseSettings, State, about_bytes, grouped, maintain, tables};
+use super::{
+    CLOCKS_APART_MS_MAX, DatabaseSettings, State, TIMED_OUT, Wait, about_bytes, code, grouped, maintain, tables,
+};
 use crate::moments::Rfc3339;
 use anyhow::{Context, bail};
 use nearby_schemas::TimestampMs;
@@ -20,8 +22,6 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_secs(1);
 /// Counting the rows of a day may take so long; then Postgres' own estimate has to do.
 const COUNT_LIMIT: Duration = Duration::from_secs(30);
-/// Clocks that differ by more than this cannot both tell which days are old.
-const CLOCKS_APART_MS_MAX: i64 = 3_600_000;
 
 /// Settings of `nearby history retain`.
 #[derive(clap::Args)]
@@ -68,14 +68,17 @@ enum Rows {
 pub async fn retain(settings: RetainSettings) -> anyhow::Result<()> {
     let mut connection = settings.database.connect().await?;
     if !settings.dry_run {
-        maintain(&mut connection).await?;
+        maintain(&mut connection, Wait::No).await?;
     }
     let lock_timeout = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
     connection.execute(AssertSqlSafe(lock_timeout)).await.context("asking Postgres")?;
     let oldest_kept = now(&mut connection).await?.plus_ms(-settings.days * DAY_MS);
     let limit = Day::of(oldest_kept).partition_name();
     let mut gone = Gone::default();
-    for (name, state) in tables(&mut connection).await? {
+    let mut tables = tables(&mut connection).await?;
+    // As long as one is half detached, Postgres detaches no other.
+    tables.sort_by_key(|(_, state)| *state != State::Detaching);
+    for (name, state) in tables {
         if !is_day(&name) {
             println!("{name} stays: by its name it is no day's partition");
             continue;
@@ -123,7 +126,7 @@ async fn count(connection: &mut PgConnection, name: &str) -> anyhow::Result<Rows
     connection.execute("SET statement_timeout = 0").await.context("asking Postgres")?;
     match counted {
         Ok(rows) => Ok(Rows::Counted(rows)),
-        Err(error) if code(&error).as_deref() == Some("57014") => {
+        Err(error) if code(&error).as_deref() == Some(TIMED_OUT) => {
             let estimate: f32 =
                 sqlx::query_scalar("SELECT reltuples FROM pg_class WHERE oid = ('nearby.' || $1)::regclass")
                     .bind(name)
@@ -174,10 +177,6 @@ async fn remove(connection: &mut PgConnection, table: &Table, wait_max: Duration
             Err(error) => return Err(error).with_context(|| format!("removing {name}")),
         }
     }
-}
-
-fn code(error: &sqlx::Error) -> Option<String> {
-    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// `location_history_20261001: 2026-10-01, 1,234 rows, 0.2 MB removed`
