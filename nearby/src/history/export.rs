@@ -122,22 +122,27 @@ trait Writer: Send {
 pub async fn export(settings: ExportSettings) -> anyhow::Result<()> {
     check(&settings)?;
     let list = settings.user.map(|user| (user, friends_file(&settings)));
-    let output = Output::create(&settings.output, settings.force)?;
-    let list =
-        list.map(|(user, file)| Ok::<_, anyhow::Error>((user, Output::create(&file, settings.force)?))).transpose()?;
-    let mut connection = settings.database.connect().await?;
+    // From here on there are files that must not be left behind.
     let stop = Stop::new();
     stop_on_signals(stop.clone()).context("listening to signals")?;
+    let output = Output::create(&settings.output, settings.force)?;
+    let mut list =
+        list.map(|(user, file)| Ok::<_, anyhow::Error>((user, Output::create(&file, settings.force)?))).transpose()?;
+    let mut connection = settings.database.connect().await?;
     // Rows and list as they were at one moment.
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.context("asking Postgres")?;
     let writer = writer(settings.format, settings.user, output)?;
     let (output, rows) = write_rows(&mut connection, &settings, writer, &stop).await?;
+    let friends = match &mut list {
+        Some((user, list)) => write_friends(&mut connection, *user, list).await?,
+        None => 0,
+    };
+    let (file, bytes) = (output.path().display().to_string(), output.commit()?);
     if let Some((user, list)) = list {
         let file = list.path().display().to_string();
-        let friends = write_friends(&mut connection, user, list).await?;
+        list.commit()?;
         println!("{} friends of user {user} in {file}", grouped(friends));
     }
-    let (file, bytes) = (output.path().display().to_string(), output.commit()?);
     let whose = settings.user.map_or_else(|| "everybody".to_owned(), |user| format!("user {user}"));
     let unit = if matches!(settings.format, Format::Geojson | Format::Gpx) { "fixes" } else { "rows" };
     println!("{} {unit} of {whose} in {file}, {}", grouped(rows), about_bytes(bytes));
@@ -215,7 +220,7 @@ fn query(settings: &ExportSettings) -> String {
 }
 
 /// The friend list, a line a friend; how many there are.
-async fn write_friends(connection: &mut PgConnection, user: UserId, mut output: Output) -> anyhow::Result<i64> {
+async fn write_friends(connection: &mut PgConnection, user: UserId, output: &mut Output) -> anyhow::Result<i64> {
     let list = "SELECT friends, floor(extract(epoch FROM changed_at) * 1000)::bigint FROM nearby.friend_lists WHERE user_id = $1";
     let list: Option<(Vec<i64>, i64)> =
         sqlx::query_as(list).bind(user.0).fetch_optional(connection).await.context("reading the friend list")?;
@@ -225,8 +230,7 @@ async fn write_friends(connection: &mut PgConnection, user: UserId, mut output: 
         let changed_at = Rfc3339(TimestampMs(changed_at));
         friends.iter().try_for_each(|friend| writeln!(output, "{user},{friend},{changed_at}"))
     };
-    write(&mut output).with_context(|| output.writing())?;
-    output.commit()?;
+    write(output).with_context(|| output.writing())?;
     Ok(i64::try_from(friends.len()).unwrap_or(i64::MAX))
 }
 

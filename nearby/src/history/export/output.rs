@@ -28,9 +28,11 @@ impl Output {
         if !force && path.symlink_metadata().is_ok() {
             return Err(there_already(path));
         }
-        let partial = path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+        // Drawn: in a container every process has the same number, and what a killed one left must not stop the next.
+        let drawn: u64 = rand::random();
+        let partial = path.with_file_name(format!(".{}.{drawn:016x}.partial", name.to_string_lossy()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial);
-        let file = file.map_err(|error| BadSetting(format!("{} cannot be written: {error}", path.display())))?;
+        let file = file.map_err(|error| BadSetting(format!("{} cannot be written: {error}", partial.display())))?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(Output { path: path.to_owned(), partial, file, force, bytes: 0 })
     }
@@ -131,5 +133,11 @@ pub mod tests {
         assert_eq!((std::fs::read(&path).expect("there"), partial.exists()), (b"other".to_vec(), false));
         std::fs::remove_file(&path).expect("is removed");
         assert!(Output::create(&std::env::temp_dir(), true).is_err());
+
+        // Beside the partial file of one that was killed, whose number this process may have.
+        let (killed, path) = scratch();
+        Output::create(&path, false).expect("a new file").commit().expect("is kept");
+        drop(killed);
+        std::fs::remove_file(&path).expect("is removed");
     }
 }
