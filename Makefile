@@ -35,7 +35,7 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 	sh e2e/setup.sh
 	@$(MAKE) --no-print-directory needs
 	cargo build -p nearby
-	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --features $(if $(wildcard $(RECORDED)),nearby-sink/recorded$(,)nearby-e2e/recorded,nearby-sink/full$(,)nearby-e2e/full)
+	RECORDED=$(abspath $(RECORDED)) cargo test --workspace --no-fail-fast --features $(if $(wildcard $(RECORDED)),nearby-sink/recorded$(,)nearby-e2e/recorded,nearby-sink/full$(,)nearby-e2e/full)
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the checks on real movement, because $(RECORDED) is missing (see README)")
 
 test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading: a quarter of an hour, and what was measured
