@@ -17,7 +17,7 @@ use rdkafka::util::Timeout;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const CENTRES: u32 = 20;
+pub const CENTRES: u32 = 20;
 const START_LIMIT: Duration = Duration::from_secs(300);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
@@ -80,7 +80,7 @@ struct Counters {
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     println!("{} users, {} friends each, {} engine threads", settings.users, settings.friends, settings.engine_threads);
     for gateways in &settings.gateways {
-        let mut served = Served::start(settings, *gateways).await?;
+        let mut served = Served::start(settings.users, settings.friends, settings.engine_threads, *gateways).await?;
         println!("\n{gateways} gateways");
         served.catch_up(settings.reports).await?;
         if settings.rate_per_s > 0 {
@@ -92,14 +92,15 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 }
 
 impl Served {
-    async fn start(settings: &Settings, gateways: usize) -> anyhow::Result<Served> {
+    /// Everybody has reported once, on this many gateways.
+    pub async fn start(users: u32, friends: u32, engine_threads: usize, gateways: usize) -> anyhow::Result<Served> {
         let cluster = Cluster::start(gateways).await?;
-        let mut world = World::new(settings.users, CENTRES);
-        let friends = world.friendships(settings.friends);
+        let mut world = World::new(users, CENTRES);
+        let friends = world.friendships(friends);
         cluster.connect(&friends).await?;
         cluster.report_all(&world).await?;
         let port = nearby_e2e::ports::free_port()?;
-        let (listen, threads) = (format!("127.0.0.1:{port}"), settings.engine_threads.to_string());
+        let (listen, threads) = (format!("127.0.0.1:{port}"), engine_threads.to_string());
         let arguments =
             ["processor", "--brokers", &cluster.kafka.brokers, "--listen", &listen, "--engine-threads", &threads];
         let mut processor = Nearby::start(&arguments, &[])?;
@@ -195,6 +196,17 @@ impl Served {
         Ok(written)
     }
 
+    /// Reports that the processor has heard since its start.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it counts")]
+    pub async fn reports(&self) -> anyhow::Result<usize> {
+        Ok(self.counters().await?.reports as usize)
+    }
+
+    /// Waits until it has heard so many.
+    pub async fn wait_for_reports(&self, reports: usize) -> anyhow::Result<()> {
+        self.wait_for(as_f64(reports)).await
+    }
+
     async fn wait_for(&self, reports: f64) -> anyhow::Result<()> {
         let deadline = Instant::now() + CATCH_UP_LIMIT;
         while self.counters().await?.reports < reports {
@@ -268,8 +280,12 @@ impl Served {
 }
 
 /// A move as a record.
-pub fn report(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move) -> Outgoing {
-    let now = TimestampMs::now();
+pub fn report(topic: &str, codec: &Codec<LocationEvent>, made: Move) -> Outgoing {
+    report_at(topic, codec, made, TimestampMs::now())
+}
+
+/// A move at this time as a record.
+pub fn report_at(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move, now: TimestampMs) -> Outgoing {
     let position = Position {
         lat_e7: place.lat_e7,
         lon_e7: place.lon_e7,
