@@ -21,8 +21,6 @@ const MANY_USERS: u32 = 1_000_000;
 const FRIENDS: u32 = 40;
 /// Below this nobody is near.
 const RADIUS_NOBODY_M: u32 = 1;
-const LOAD: Load =
-    Load { users: USERS, connected: 1.0, friends: FRIENDS, radius_m: 8_000, processors: 1, engine_threads: 1 };
 /// Steady rates: some costs are a second's, the others a report's.
 const SLOW_PER_S: u64 = 60_000;
 const FAST_PER_S: u64 = 180_000;
@@ -92,7 +90,7 @@ impl Line {
 }
 
 async fn measure() -> anyhow::Result<Value> {
-    let of = |users, friends| Load { users, friends, ..LOAD };
+    let of = |users, friends| Load { users, friends, ..Load::W };
     println!("what a report costs, in CPU-microseconds");
     let nobody = Load { connected: 0.0, ..of(USERS, 0) };
     let heard = [cost(nobody, FEW_GATEWAYS, SLOW_PER_S).await?, cost(nobody, FEW_GATEWAYS, FAST_PER_S).await?];
@@ -193,7 +191,7 @@ async fn memory() -> anyhow::Result<Memory> {
 
 /// Of a processor that has restored what is there.
 async fn resident(cluster: &Cluster) -> anyhow::Result<f64> {
-    let mut processor = Processor::start(cluster, &LOAD)?;
+    let mut processor = Processor::start(cluster, &Load::W)?;
     // Older positions come after it serves.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let bytes = cpu::resident_bytes(processor.program.pid())?;
@@ -237,7 +235,7 @@ async fn report_cpu_us() -> anyhow::Result<f64> {
 
 /// Three loads that no cost was measured with.
 async fn check(coefficients: &str) -> anyhow::Result<()> {
-    let load = |processors, users, friends| Load { users, friends, processors, ..LOAD };
+    let load = |processors, users, friends| Load { users, friends, processors, ..Load::W };
     let mut far_off = Vec::new();
     println!("\npredictions, beside what was measured; CPU-seconds per million reports");
     for (load, gateways) in [(load(1, 20_000, 40), 100), (load(1, 60_000, 100), 10), (load(2, 40_000, 20), 40)] {

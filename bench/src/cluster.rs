@@ -141,7 +141,8 @@ fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
     }
 }
 
-async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
+/// Creates topics, each with one replica.
+pub async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
     for specs in specs.chunks(TOPICS_AT_ONCE) {

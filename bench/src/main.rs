@@ -11,6 +11,7 @@ mod history;
 mod latency;
 mod pipeline;
 mod restore;
+mod side_by_side;
 mod sink;
 mod sockets;
 mod stages;
@@ -41,6 +42,17 @@ enum Bench {
     /// What `sockets` compares with
     #[command(hide = true)]
     BareServer(sockets::BareSettings),
+    /// This pipeline beside what a user would pick instead: same input, same machine, same run
+    SideBySide(side_by_side::Settings),
+    /// Gateways of the peer `redis`
+    #[command(hide = true)]
+    RedisGateways(side_by_side::redis::GatewaySettings),
+    /// What gateways of the peer `streams` read
+    #[command(hide = true)]
+    StreamsGateways(side_by_side::streams::GatewaySettings),
+    /// What gateways of `nearby` read
+    #[command(hide = true)]
+    GatewayTopics(side_by_side::ours::GatewaySettings),
     /// A sink beside a bare binary COPY of the very same rows into the very same table
     Sink(sink::Settings),
     /// The costs that `nearby capacity` plans with, and what it says of other loads beside what they take
@@ -75,6 +87,10 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Capacity(settings) => capacity::run(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
         Bench::History(settings) => history::run(&settings).await,
+        Bench::SideBySide(settings) => side_by_side::run(&settings).await,
+        Bench::RedisGateways(settings) => side_by_side::redis::gateways(&settings),
+        Bench::StreamsGateways(settings) => side_by_side::streams::gateways(&settings),
+        Bench::GatewayTopics(settings) => side_by_side::ours::gateways(&settings),
         Bench::Sink(settings) => sink::run(&settings).await,
     }
 }

@@ -17,7 +17,7 @@ use rdkafka::util::Timeout;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const CENTRES: u32 = 20;
+pub const CENTRES: u32 = 20;
 const START_LIMIT: Duration = Duration::from_secs(300);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
@@ -74,7 +74,7 @@ pub struct Load {
 
 /// Processors that serve all of W.
 pub struct Served {
-    cluster: Cluster,
+    pub cluster: Cluster,
     processors: Vec<Processor>,
     world: World,
 }
@@ -130,6 +130,12 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         served.end()?;
     }
     Ok(())
+}
+
+impl Load {
+    /// The workload of the engine's benchmark, and one processor.
+    pub const W: Load =
+        Load { users: 20_000, connected: 1.0, friends: 40, radius_m: 8_000, processors: 1, engine_threads: 1 };
 }
 
 impl std::fmt::Display for Load {
@@ -261,11 +267,13 @@ impl Served {
         })
     }
 
-    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+    /// Stops all processors, or lets them go on.
+    pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
         self.pids().try_for_each(|pid| nearby_e2e::process::send_signal(pid, signal))
     }
 
-    fn pids(&self) -> impl Iterator<Item = u32> {
+    /// The processors'.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
         self.processors.iter().map(|processor| processor.program.pid())
     }
 
@@ -310,6 +318,17 @@ impl Served {
         }
         producer.flush(Timeout::After(Duration::from_secs(60))).context("writing reports")?;
         Ok(written)
+    }
+
+    /// Reports that the processor has heard since its start.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it counts")]
+    pub async fn reports(&self) -> anyhow::Result<usize> {
+        Ok(self.counters().await?.reports as usize)
+    }
+
+    /// Waits until it has heard so many.
+    pub async fn wait_for_reports(&self, reports: usize) -> anyhow::Result<()> {
+        self.wait_for(as_f64(reports)).await
     }
 
     async fn wait_for(&self, reports: f64) -> anyhow::Result<()> {
@@ -405,8 +424,12 @@ pub fn report_bytes() -> f64 {
 }
 
 /// A move as a record.
-pub fn report(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move) -> Outgoing {
-    let now = TimestampMs::now();
+pub fn report(topic: &str, codec: &Codec<LocationEvent>, made: Move) -> Outgoing {
+    report_at(topic, codec, made, TimestampMs::now())
+}
+
+/// A move at this time as a record.
+pub fn report_at(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move, now: TimestampMs) -> Outgoing {
     let position = Position {
         lat_e7: place.lat_e7,
         lon_e7: place.lon_e7,
