@@ -22,13 +22,14 @@ const FRIENDS: u32 = 40;
 /// Below this nobody is near.
 const RADIUS_NOBODY_M: u32 = 1;
 /// Steady rates: some costs are a second's, the others a report's.
-const SLOW_PER_S: u64 = 60_000;
-const FAST_PER_S: u64 = 180_000;
+const SLOW_PER_S: u64 = 50_000;
+const FAST_PER_S: u64 = 150_000;
 /// A rate of its own, for what is predicted.
 const CHECKED_PER_S: u64 = 100_000;
 /// Every batch of a gateway takes a request.
 const FEW_GATEWAYS: usize = 2;
 const MANY_GATEWAYS: usize = 400;
+const WARM_UP: Duration = Duration::from_secs(15);
 const STEADY: Duration = Duration::from_secs(15);
 /// Lists of so many users, with so many friends, are weighed.
 const LISTS: u32 = 200_000;
@@ -37,6 +38,7 @@ const SOCKETS: usize = 1_000;
 const SOCKETS_TIME: Duration = Duration::from_secs(6);
 const REPORTERS: i64 = 50;
 const REPORTS_EACH: usize = 2_000;
+const RESTORED: Duration = Duration::from_secs(5);
 const ROWS: usize = 300_000;
 /// A prediction that is further off is wrong.
 const OFF_MAX: f64 = 0.25;
@@ -56,17 +58,26 @@ pub struct Settings {
 
 /// Measures, writes, and compares.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
+    let mut measured = settings.coefficients.clone();
     if !settings.check_only {
+        // Costs that do not predict are not kept.
+        measured.set_extension("new");
         let coefficients = measure().await?;
         let text = serde_json::to_string_pretty(&coefficients).context("the costs as JSON")?;
         println!("{text}");
-        std::fs::write(&settings.coefficients, text + "\n")?;
+        std::fs::write(&measured, text + "\n")?;
     }
-    check(&settings.coefficients.display().to_string()).await
+    check(&measured.display().to_string()).await?;
+    if !settings.check_only {
+        std::fs::rename(&measured, &settings.coefficients)?;
+    }
+    Ok(())
 }
 
 async fn cost(load: Load, gateways: usize, rate_per_s: u64) -> anyhow::Result<Cost> {
     let mut served = Served::start(&load, gateways).await?;
+    // The broker's virtual machine compiles what runs often, and only then.
+    served.cost(rate_per_s, WARM_UP).await?;
     let cost = served.cost(rate_per_s, STEADY).await?;
     served.end()?;
     println!("  {load}, {gateways} gateways, {rate_per_s} reports/s: {cost:.3?}");
@@ -84,8 +95,8 @@ impl Line {
     /// Through the costs of a report at both rates.
     fn through(slow_us: f64, fast_us: f64) -> Line {
         let (slow, fast) = (SLOW_PER_S as f64, FAST_PER_S as f64);
-        let each_report = ((fast_us * fast - slow_us * slow) / (fast - slow)).max(0.0);
-        Line { each_second: ((slow_us - each_report) * slow * 1e-6).max(0.0), each_report }
+        let each_report = (fast_us * fast - slow_us * slow) / (fast - slow);
+        Line { each_second: (slow_us - each_report) * slow * 1e-6, each_report }
     }
 }
 
@@ -108,7 +119,7 @@ async fn measure() -> anyhow::Result<Value> {
     let second_reader = |at: usize| twice[at].broker_us - heard[at].broker_us;
     let reader = Line::through(second_reader(0), second_reader(1));
     // Two loads with as many notices, and very different numbers of batches.
-    let of_batch = |of: fn(&Cost) -> f64| ((of(&many) - of(&few_slow)) / (many.batches - few_slow.batches)).max(0.0);
+    let of_batch = |of: fn(&Cost) -> f64| (of(&many) - of(&few_slow)) / (many.batches - few_slow.batches);
     let (batch, request) = (of_batch(|cost| cost.processors_us), of_batch(|cost| cost.broker_us));
     // Both have a notice of the reporter's own place; a report tests its friends, and as a viewer's all of those again.
     let tell = (few.processors_us - tested.processors_us) / (few.notices - tested.notices);
@@ -122,81 +133,104 @@ async fn measure() -> anyhow::Result<Value> {
     let socket_bytes = sockets::idle_bytes(10 * SOCKETS).await?;
     let report = report_cpu_us().await?;
     let rows = sink::cost(ROWS).await?;
+    let (per_friend, frame) = (friend_bytes(&frame)?, frame.len() as f64);
     Ok(json!({
         "measured": machine()?,
         "processor": {
-            "awake_cpu_s": rounded(processor.each_second),
-            "hear_cpu_s": rounded(processor.each_report),
-            "read_cpu_s": rounded(heard[1].reading_us),
-            "test_cpu_s": rounded(test.max(0.0)),
-            "tell_cpu_s": rounded(tell),
-            "batch_cpu_s": rounded(batch),
-            "cache_factor": rounded(cache.max(1.0)),
+            "awake_cpu_s": positive("awake", processor.each_second)?,
+            "hear_cpu_s": positive("hear", processor.each_report)?,
+            "read_cpu_s": positive("read", heard[1].reading_us)?,
+            "test_cpu_s": positive("test", test)?,
+            "tell_cpu_s": positive("tell", tell)?,
+            "batch_cpu_s": positive("batch", batch)?,
+            "cache_factor": positive("cache", cache)?,
             "base_bytes": memory.base.round(),
-            "list_bytes": rounded(memory.list),
-            "index_bytes": rounded(memory.index),
-            "position_bytes": rounded(memory.position),
+            "list_bytes": positive("a list", memory.list)?,
+            "index_bytes": positive("the index", memory.index)?,
+            "slot_bytes": positive("a slot", memory.slot)?,
+            "restore_cpu_s": positive("restore", memory.restore_us)?,
         },
         "broker": {
-            "awake_cpu_s": rounded((broker.each_second - reader.each_second).max(0.0)),
-            "reader_cpu_s": rounded(reader.each_second),
-            "report_cpu_s": rounded((broker.each_report - reader.each_report).max(0.0)),
-            "read_cpu_s": rounded(reader.each_report),
-            "notice_cpu_s": rounded(notice.max(0.0)),
-            "request_cpu_s": rounded(request),
-            "report_bytes": rounded(pipeline::report_bytes()),
-            "notice_bytes": rounded(many.notice_bytes),
+            "awake_cpu_s": positive("awake", broker.each_second - reader.each_second)?,
+            "reader_cpu_s": positive("a reader", reader.each_second)?,
+            "report_cpu_s": positive("a report", broker.each_report - reader.each_report)?,
+            "read_cpu_s": positive("reading", reader.each_report)?,
+            "notice_cpu_s": positive("a notice", notice)?,
+            "request_cpu_s": positive("a request", request)?,
+            "report_bytes": positive("a report", pipeline::report_bytes())?,
+            "notice_bytes": positive("a notice", many.notice_bytes)?,
         },
         "gateway": {
-            "frame_cpu_s": rounded(frames.cpu_us),
+            "frame_cpu_s": positive("a frame", frames.cpu_us)?,
+            "report_cpu_s": positive("a report", report)?,
             "socket_bytes": socket_bytes.round(),
-            "frame_bytes": (frame.len() as f64 + PACKET_BYTES).round(),
+            "frame_bytes": (frame - per_friend + PACKET_BYTES).round(),
+            "friend_bytes": per_friend,
         },
-        "ingest": { "report_cpu_s": rounded(report) },
         "sink": {
-            "row_cpu_s": rounded(rows.client_s),
-            "postgres_row_cpu_s": rounded(rows.postgres_s),
-            "row_bytes": rounded(rows.bytes),
+            "row_cpu_s": positive("a row", rows.client_s)?,
+            "postgres_row_cpu_s": positive("a row in Postgres", rows.postgres_s)?,
+            "row_bytes": positive("a row", rows.bytes)?,
         },
     }))
 }
 
+/// Of a frame that tells of one friend, what is that friend's.
+fn friend_bytes(frame: &str) -> anyhow::Result<f64> {
+    let (from, to) = (frame.find("[{").context("a friend")?, frame.find("}]").context("its end")?);
+    Ok((to - from) as f64)
+}
+
+/// Three digits. Costs are differences of runs: one that is none was not measured.
+fn positive(what: &str, cost: f64) -> anyhow::Result<f64> {
+    ensure!(cost.is_finite() && cost > 0.0, "the cost of {what} came out as {cost}: the machine was not quiet");
+    let digits = 10_f64.powi(2 - cost.log10().floor() as i32);
+    Ok((cost * digits).round() / digits)
+}
+
 struct Memory {
     base: f64,
+    slot: f64,
     list: f64,
     index: f64,
-    position: f64,
+    /// CPU-microseconds to read a friend in a list.
+    restore_us: f64,
 }
 
 /// Resident memory of processors that hold more and more.
 async fn memory() -> anyhow::Result<Memory> {
     let mut world = World::new(MANY_USERS, CENTRES);
     let cluster = Cluster::start(1).await?;
-    let base = resident(&cluster).await?;
+    let (base, base_s) = resident(&cluster).await?;
     cluster.report_all(&world).await?;
-    let positions = resident(&cluster).await?;
+    let (known, known_s) = resident(&cluster).await?;
     let lists: Vec<Vec<u32>> = (0..LISTS).map(|user| world.acquaintances(user, LIST_FRIENDS)).collect();
     cluster.write_lists(&lists).await?;
-    let with_lists = resident(&cluster).await?;
+    let (with_lists, with_lists_s) = resident(&cluster).await?;
     cluster.open_sessions(LISTS).await?;
-    let connected = resident(&cluster).await?;
-    let edges = lists.iter().map(Vec::len).sum::<usize>() as f64;
+    let (connected, _) = resident(&cluster).await?;
+    let friends = lists.iter().map(Vec::len).sum::<usize>() as f64;
+    println!(
+        "  memory: {base} bytes, {known} with places, {with_lists} with lists, {connected} with sessions; {base_s}, {known_s}, {with_lists_s} s"
+    );
     Ok(Memory {
         base,
-        position: (positions - base) / f64::from(MANY_USERS),
-        list: (with_lists - positions) / edges,
-        index: (connected - with_lists) / edges,
+        slot: (known - base) / f64::from(MANY_USERS),
+        list: (with_lists - known) / friends,
+        index: (connected - with_lists) / friends,
+        restore_us: (with_lists_s - known_s) / friends * 1e6,
     })
 }
 
-/// Of a processor that has restored what is there.
-async fn resident(cluster: &Cluster) -> anyhow::Result<f64> {
+/// Of a processor that has restored what is there; and its CPU-seconds.
+async fn resident(cluster: &Cluster) -> anyhow::Result<(f64, f64)> {
     let mut processor = Processor::start(cluster, &Load::W)?;
-    // Older positions come after it serves.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let bytes = cpu::resident_bytes(processor.program.pid())?;
+    // Older places come after it serves.
+    tokio::time::sleep(RESTORED).await;
+    let pid = processor.program.pid();
+    let figures = (cpu::resident_bytes(pid)? as f64, cpu::of_process(pid)?);
     processor.program.terminate()?;
-    Ok(bytes as f64)
+    Ok(figures)
 }
 
 /// CPU-microseconds of a gateway for a report by WebSocket, acknowledged.
@@ -235,10 +269,15 @@ async fn report_cpu_us() -> anyhow::Result<f64> {
 
 /// Three loads that no cost was measured with.
 async fn check(coefficients: &str) -> anyhow::Result<()> {
-    let load = |processors, users, friends| Load { users, friends, processors, ..Load::W };
+    let load = |users, friends| Load { users, friends, ..Load::W };
+    let loads = [
+        (load(20_000, 40), 100),
+        (Load { connected: 0.25, ..load(80_000, 200) }, 10),
+        (Load { processors: 2, engine_threads: 2, ..load(40_000, 20) }, 10),
+    ];
     let mut far_off = Vec::new();
     println!("\npredictions, beside what was measured; CPU-seconds per million reports");
-    for (load, gateways) in [(load(1, 20_000, 40), 100), (load(1, 60_000, 100), 10), (load(2, 40_000, 20), 40)] {
+    for (load, gateways) in loads {
         let measured = cost(load, gateways, CHECKED_PER_S).await?;
         let predicted = predict(coefficients, &load, gateways, measured)?;
         let measured = [("processors", measured.processors_us), ("broker", measured.broker_us)];
@@ -257,12 +296,13 @@ async fn check(coefficients: &str) -> anyhow::Result<()> {
 /// What `nearby capacity` says of processors and of the broker, which here has neither sinks nor gateways to read from it.
 fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> anyhow::Result<[f64; 2]> {
     // Without the notice of the reporter's own place.
-    let near = ((measured.notices - 1.0) / f64::from(load.friends)).clamp(1e-6, 1.0);
-    let interval_s = f64::from(load.users) / CHECKED_PER_S as f64;
+    let near = ((measured.notices - load.connected) / f64::from(load.friends) / load.connected).clamp(1e-6, 1.0);
+    let interval_s = f64::from(load.users) * load.connected / CHECKED_PER_S as f64;
     let settings = [
         ("--users", load.users.to_string()),
         ("--friends", load.friends.to_string()),
-        ("--connected", "1".to_owned()),
+        ("--connected", load.connected.to_string()),
+        ("--engine-threads", load.engine_threads.to_string()),
         ("--near", near.to_string()),
         ("--interval-s", interval_s.to_string()),
         ("--gateways", gateways.to_string()),
@@ -289,10 +329,6 @@ fn machine() -> anyhow::Result<String> {
     let model =
         info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("?", |(_, name)| name);
     let cores = std::thread::available_parallelism()?;
-    Ok(format!("{model}, {cores} cores, Kafka on the same"))
-}
-
-fn rounded(number: f64) -> f64 {
-    let digits = 10_f64.powi(3 - number.abs().max(1e-9).log10().ceil() as i32);
-    (number * digits).round() / digits
+    let day = std::process::Command::new("date").args(["-u", "+%F"]).output().context("the date")?;
+    Ok(format!("{}, {model}, {cores} cores, Kafka on the same", String::from_utf8_lossy(&day.stdout).trim()))
 }

@@ -27,6 +27,8 @@ const RECORD_BYTES: f64 = 8.0;
 const LAST_BATCHES: Duration = Duration::from_millis(500);
 /// Its name, as far as the system keeps it.
 const READER: &str = "read location-e";
+/// Of a load that is called steady.
+const BEHIND_MAX: Duration = Duration::from_secs(1);
 const REBALANCED: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -77,6 +79,7 @@ pub struct Served {
     pub cluster: Cluster,
     processors: Vec<Processor>,
     world: World,
+    viewers: u32,
 }
 
 /// One of them.
@@ -136,6 +139,11 @@ impl Load {
     /// The workload of the engine's benchmark, and one processor.
     pub const W: Load =
         Load { users: 20_000, connected: 1.0, friends: 40, radius_m: 8_000, processors: 1, engine_threads: 1 };
+
+    /// The first so many users are connected.
+    fn viewers(&self) -> u32 {
+        (f64::from(self.users) * self.connected) as u32
+    }
 }
 
 impl std::fmt::Display for Load {
@@ -185,14 +193,14 @@ impl Served {
         let mut world = World::new(load.users, CENTRES);
         let friends = world.friendships(load.friends);
         cluster.write_lists(&friends).await?;
-        cluster.open_sessions((f64::from(load.users) * load.connected) as u32).await?;
+        cluster.open_sessions(load.viewers()).await?;
         cluster.report_all(&world).await?;
         let started = (0..load.processors).map(|_| Processor::start(&cluster, load)).collect::<Result<Vec<_>, _>>()?;
         if load.processors > 1 {
             // The group has given each its part, and the owners before have seen it.
             tokio::time::sleep(REBALANCED).await;
         }
-        Ok(Served { cluster, processors: started, world })
+        Ok(Served { cluster, processors: started, world, viewers: load.viewers() })
     }
 
     /// Ends the processors.
@@ -250,10 +258,16 @@ impl Served {
         let moves = self.moves(usize::try_from(rate_per_s * time.as_secs())?);
         let before = self.spent().await?;
         let written = self.write(&moves, Some(rate_per_s), time * 2)?;
-        ensure!(written == moves.len(), "only {written} of {} reports could be written in time", moves.len());
+        let behind = before.counters.reports + as_f64(written) - self.counters().await?.reports;
+        ensure!(
+            before.at.elapsed() < time + BEHIND_MAX && behind < BEHIND_MAX.as_secs_f64() * rate_per_s as f64,
+            "{rate_per_s} reports/s are too many here: {written} took {:?}, and {behind} had not been read then",
+            before.at.elapsed()
+        );
         self.wait_for(before.counters.reports + as_f64(written)).await?;
         tokio::time::sleep(LAST_BATCHES).await;
         let after = self.spent().await?;
+        ensure!(after.counters.unacknowledged <= before.counters.unacknowledged, "batches were lost: {}", self.log());
         let each = |total: f64| total / as_f64(written);
         let (from, to) = (before.counters, after.counters);
         let reading = |spent: &Spent| spent.threads.get(READER).copied().unwrap_or_default();
@@ -280,7 +294,9 @@ impl Served {
     fn moves(&mut self, count: usize) -> Vec<Move> {
         let mut moves = Vec::with_capacity(count);
         while moves.len() < count {
-            moves.extend(self.world.round());
+            let round = self.world.round();
+            // If nobody is connected, everybody reports all the same.
+            moves.extend(round.into_iter().filter(|(user, _)| *user < self.viewers || self.viewers == 0));
         }
         moves.truncate(count);
         moves

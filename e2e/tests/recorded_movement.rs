@@ -25,7 +25,7 @@ const SPEED_UP: &str = "700000";
 const SETTLE_S: &str = "15";
 const READY: Duration = Duration::from_secs(60);
 const REPLAY: Duration = Duration::from_secs(400);
-/// The first 49 minutes of the day.
+/// The first 57 minutes of the day.
 const TAXI_FIXES: usize = 20_000;
 const HISTORY: Duration = Duration::from_secs(30);
 
@@ -91,7 +91,8 @@ fn taxis_see_what_brute_force_says() -> anyhow::Result<()> {
     let (file, views) = (nearby.home().path().join("cabs.txt"), nearby.home().path().join("views.json"));
     std::fs::write(&file, &hour)?;
     let (file, views_file) = (file.display().to_string(), views.display().to_string());
-    let args = ["simulate", "--taxis", &file, "--taxi-friends", "12", "--speed-up", "400", "--views", &views_file];
+    let taxis = ["simulate", "--taxis", &file, "--taxi-friends", "12", "--speed-up", "400"];
+    let args = [&taxis[..], &["--settle-s", SETTLE_S, "--views", &views_file]].concat();
     let mut simulate = Nearby::start(&args, &environment)?;
     let reports =
         simulate.wait_line("reports ", REPLAY).map_err(|error| anyhow::anyhow!("{error:#}\n{}", nearby.stderr()))?;
@@ -99,6 +100,11 @@ fn taxis_see_what_brute_force_says() -> anyhow::Result<()> {
     println!("{}", simulate.stdout().join("\n"));
     let lists = postgres::psql(&database, "select user_id, array_to_string(friends, ',') from nearby.friend_lists")?;
     let expected = Truth::of_taxis(&hour, &lists)?;
+    let has = |user: &u64, friend: &u64| expected.friends.get(user).is_some_and(|friends| friends.contains(friend));
+    for (user, friends) in &expected.friends {
+        ensure!(friends.iter().all(|friend| has(friend, user)), "a friendship of {user} goes one way only");
+    }
+    ensure!(expected.friends.keys().eq(expected.places.keys()), "every taxi has a list");
     let counted = format!("{TAXI_FIXES} sent, {TAXI_FIXES} accepted");
     ensure!(reports.trim_start().starts_with(&counted), "every fix was accepted: {reports}");
     let (taxis, friendships) = (expected.friends.len(), expected.friends.values().map(BTreeSet::len).sum::<usize>());

@@ -2,11 +2,14 @@
 
 mod coefficients;
 mod model;
+#[cfg(test)]
+mod model_tests;
 
 use crate::BadSetting;
 use anyhow::Context;
 use coefficients::Coefficients;
-use model::{Load, Machines, Plan, Share};
+use model::{Bottleneck, Load, Machines, Plan, Share};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// Measured by `make bench`, and kept with the source.
@@ -32,11 +35,11 @@ pub struct CapacitySettings {
     #[arg(long, default_value_t = 30.0, value_parser = positive)]
     interval_s: f64,
     /// Partitions of location-events, friend-lists and sessions
-    #[arg(long, default_value_t = 256.0, value_parser = positive)]
-    partitions: f64,
+    #[arg(long, default_value = "256")]
+    partitions: NonZeroU32,
     /// Cores of a machine
-    #[arg(long, default_value_t = 16.0, value_parser = positive)]
-    cores: f64,
+    #[arg(long, default_value = "16")]
+    cores: NonZeroU32,
     /// Memory of a machine, in GiB
     #[arg(long, default_value_t = 64.0, value_parser = positive)]
     memory_gib: f64,
@@ -47,17 +50,20 @@ pub struct CapacitySettings {
     #[arg(long, default_value_t = 0.5, value_parser = part)]
     usable: f64,
     /// Sockets of a gateway, at most
-    #[arg(long, default_value_t = 50_000.0, value_parser = positive)]
-    gateway_sockets: f64,
+    #[arg(long, default_value = "50000")]
+    gateway_sockets: NonZeroU32,
     /// So many gateways, not as many as it takes
-    #[arg(long, value_parser = positive)]
-    gateways: Option<f64>,
+    #[arg(long)]
+    gateways: Option<NonZeroU32>,
     /// So many processors, not as many as it takes
-    #[arg(long, value_parser = positive)]
-    processors: Option<f64>,
+    #[arg(long)]
+    processors: Option<NonZeroU32>,
+    /// Engine threads of a processor; each knows everybody and hears every report
+    #[arg(long, default_value = "1")]
+    engine_threads: NonZeroU32,
     /// Copies of each record in Kafka
-    #[arg(long, default_value_t = 3.0, value_parser = positive)]
-    replicas: f64,
+    #[arg(long, default_value = "3")]
+    replicas: NonZeroU32,
     /// How long location-events keeps reports, in days
     #[arg(long, default_value_t = 7.0, value_parser = positive)]
     retention_days: f64,
@@ -78,22 +84,23 @@ pub fn capacity(settings: &CapacitySettings) -> anyhow::Result<()> {
         friends: settings.friends,
         near: settings.near,
         interval_s: settings.interval_s,
-        partitions: settings.partitions,
+        partitions: f64::from(settings.partitions.get()),
     };
     let machines = Machines {
-        cores: settings.cores,
+        cores: f64::from(settings.cores.get()),
         memory_bytes: settings.memory_gib * GIB,
         network_bytes_per_s: settings.network_gbit_per_s * 1e9 / 8.0,
         usable: settings.usable,
-        gateway_sockets: settings.gateway_sockets,
-        processors: settings.processors,
-        gateways: settings.gateways,
-        replicas: settings.replicas,
+        gateway_sockets: f64::from(settings.gateway_sockets.get()),
+        engine_threads: f64::from(settings.engine_threads.get()),
+        processors: settings.processors.map(|count| f64::from(count.get())),
+        gateways: settings.gateways.map(|count| f64::from(count.get())),
+        replicas: f64::from(settings.replicas.get()),
         retention_days: settings.retention_days,
     };
     let plan = model::plan(&coefficients, &load, &machines).map_err(|beyond| {
         BadSetting(format!(
-            "{beyond}: run a cluster for each region, or put a filter by H3 cells in front (docs/operators.md, capacity)"
+            "{beyond}: run a cluster for each region, or put a filter by H3 cells in front (docs/operators.md, \"How many machines\")"
         ))
     })?;
     if settings.json {
@@ -133,46 +140,62 @@ fn text(plan: &Plan, coefficients: &Coefficients, settings: &CapacitySettings) -
         String::new(),
         format!("{:<12}{:>9}{:>9}{:>14}{:>13}{:>13}{:>12}", "", "machines", "cores", "memory", "in", "out", "disk"),
     ];
-    let mut row = |name: &str, share: &Share| {
-        let Share { machines, cores, memory_bytes, in_bytes_per_s, out_bytes_per_s, disk_bytes } = share;
-        let or_none = |amount: f64, text: String| if amount == 0.0 { String::new() } else { text };
-        lines.push(format!(
-            "{name:<12}{machines:>9.0}{cores:>9.1}{:>14}{:>13}{:>13}{:>12}",
-            or_none(*memory_bytes, bytes(*memory_bytes)),
-            or_none(*in_bytes_per_s, format!("{}/s", bytes(*in_bytes_per_s))),
-            or_none(*out_bytes_per_s, format!("{}/s", bytes(*out_bytes_per_s))),
-            or_none(*disk_bytes, bytes(*disk_bytes)),
-        ));
-    };
-    row("ingest", &plan.ingest);
-    row("processor", &plan.processor);
-    row("pusher", &plan.gateway);
-    row("broker", &plan.broker);
-    row("sink", &plan.sink);
-    row("Postgres", &plan.postgres);
+    let rows = [
+        ("processor", &plan.processor),
+        ("pusher", &plan.gateway),
+        ("broker", &plan.broker),
+        ("sink", &plan.sink),
+        ("Postgres", &plan.postgres),
+    ];
+    lines.extend(rows.into_iter().map(|(name, share)| row(name, share)));
     lines.push(String::new());
-    lines.push(format!(
-        "requests    {:.1} of each copy's broker cores are for reports that come one in a request, which fewer, larger gateways would save",
-        plan.broker_cost.requests_cores
-    ));
     let copies = plan.processor.machines;
     lines.extend([
-        format!("lists       {} of all users, {} of them in each processor", bytes(plan.lists_bytes), bytes(plan.lists_bytes / copies)),
-        format!("index       {} of the connected, {} of it in each processor", bytes(plan.index_bytes), bytes(plan.index_bytes / copies)),
-        format!("positions   {} in each processor", bytes(plan.positions_bytes)),
         format!(
-            "hearing     {:.0} % of the processors' time; half of it with {} processors, beyond which more of them stop paying",
+            "lists       {} of all users, {} in each processor, which takes {:.0} s to read them at its start",
+            bytes(plan.lists_bytes),
+            bytes(plan.lists_bytes / copies),
+            plan.restore_s
+        ),
+        format!(
+            "index       {} of the connected, {} in each processor",
+            bytes(plan.index_bytes),
+            bytes(plan.index_bytes / copies)
+        ),
+        format!("known       {} in each processor: who reports, or is in a list of its", bytes(plan.known_bytes)),
+        format!(
+            "hearing     {:.0} % of the processors' time is what each of them adds: hearing everybody, batches of its own; half of it \
+             with {} of them, beyond which more stop paying",
             plan.hearing * 100.0,
             count(plan.processors_half_hearing),
         ),
-        "Postgres    its disk is what a day adds".to_owned(),
+        format!(
+            "requests    {:.1} of the brokers' cores are for reports that come in few to a request: only a longer linger or fewer \
+             partitions would save these",
+            plan.broker_cost.requests_cores
+        ),
+        "pusher      takes reports in by WebSocket too; its memory is that of idle sockets".to_owned(),
+        "Postgres    one server; its disk is what a day adds".to_owned(),
         String::new(),
-        "What more machines do not widen, the tightest first:".to_owned(),
+        "What more machines do not widen, of what is usable, the tightest first:".to_owned(),
     ]);
-    for bottleneck in &plan.bottlenecks {
-        lines.push(format!("  {:>4.0} %  {}", bottleneck.taken * 100.0, bottleneck.what));
+    for Bottleneck { what, taken } in &plan.bottlenecks {
+        let does_it_fit = if *taken > 1.0 { "  DOES NOT FIT" } else { "" };
+        lines.push(format!("  {:>4.0} %  {what}{does_it_fit}", taken * 100.0));
     }
     lines.join("\n") + "\n"
+}
+
+fn row(name: &str, share: &Share) -> String {
+    let Share { machines, cores, memory_bytes, in_bytes_per_s, out_bytes_per_s, disk_bytes } = share;
+    let or_none = |amount: f64, text: String| if amount == 0.0 { String::new() } else { text };
+    format!(
+        "{name:<12}{machines:>9.0}{cores:>9.1}{:>14}{:>13}{:>13}{:>12}",
+        or_none(*memory_bytes, bytes(*memory_bytes)),
+        or_none(*in_bytes_per_s, format!("{}/s", bytes(*in_bytes_per_s))),
+        or_none(*out_bytes_per_s, format!("{}/s", bytes(*out_bytes_per_s))),
+        or_none(*disk_bytes, bytes(*disk_bytes)),
+    )
 }
 
 fn count(number: f64) -> String {

@@ -11,7 +11,6 @@ pub struct Coefficients {
     pub processor: Processor,
     pub broker: Broker,
     pub gateway: Gateway,
-    pub ingest: Ingest,
     pub sink: Sink,
 }
 
@@ -22,9 +21,9 @@ pub struct Processor {
     pub awake_cpu_s: f64,
     /// CPU-seconds more to hear a million reports of people whom no viewer has as a friend.
     pub hear_cpu_s: f64,
-    /// Of that, in the thread that reads: a process has one.
+    /// Of that, in the thread that reads: a process has one. The rest is each engine's.
     pub read_cpu_s: f64,
-    /// CPU-seconds for a million tests of a pair of connected friends.
+    /// CPU-seconds for a million looks at a friend: whether it is near.
     pub test_cpu_s: f64,
     /// CPU-seconds for a million notices: friends who moved or left, and viewers' own places.
     pub tell_cpu_s: f64,
@@ -38,8 +37,10 @@ pub struct Processor {
     pub list_bytes: f64,
     /// Bytes more for each friend in the list of a connected user: the index and the bits.
     pub index_bytes: f64,
-    /// Bytes for each user who has a position. Each processor has all of them.
-    pub position_bytes: f64,
+    /// Bytes for each user of whom an engine knows, by a report or because somebody's list has the id.
+    pub slot_bytes: f64,
+    /// CPU-seconds to read a million friends in lists at the start.
+    pub restore_cpu_s: f64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,17 +69,14 @@ pub struct Broker {
 pub struct Gateway {
     /// CPU-seconds for a million frames to sockets.
     pub frame_cpu_s: f64,
+    /// CPU-seconds to take a million reports from sockets, and to tell that they are acknowledged.
+    pub report_cpu_s: f64,
     /// Bytes of an idle socket.
     pub socket_bytes: f64,
-    /// Bytes of a frame that tells one friend, with TCP/IP around it.
+    /// Bytes of a frame without friends, with TCP/IP around it.
     pub frame_bytes: f64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ingest {
-    /// CPU-seconds of an ingest or gateway that takes a million reports in and has them acknowledged.
-    pub report_cpu_s: f64,
+    /// Bytes more for each friend in it.
+    pub friend_bytes: f64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -33,6 +33,8 @@ pub struct Machines {
     pub usable: f64,
     /// Sockets of one gateway.
     pub gateway_sockets: f64,
+    /// Engine threads of a processor. Each has all positions and hears all reports.
+    pub engine_threads: f64,
     /// So many processors and gateways, instead of as many as it takes.
     pub processors: Option<f64>,
     pub gateways: Option<f64>,
@@ -83,7 +85,6 @@ pub struct Plan {
     /// If all connected friends were near.
     pub notices_per_s_max: f64,
     pub batches_per_s: f64,
-    pub ingest: Share,
     pub processor: Share,
     pub gateway: Share,
     pub broker: Share,
@@ -91,14 +92,16 @@ pub struct Plan {
     pub postgres: Share,
     pub lists_bytes: f64,
     pub index_bytes: f64,
-    pub positions_bytes: f64,
+    pub known_bytes: f64,
     /// Of all processors together.
     pub processor_cpu_s_per_million_reports: f64,
     pub broker_cost: BrokerCost,
-    /// Part of the processors' time that goes into hearing.
+    /// Part of the processors' time that each of them adds: hearing all reports, and sending its own batches.
     pub hearing: f64,
-    /// So many processors spend half of their time on hearing.
+    /// So many processors spend half of their time on that.
     pub processors_half_hearing: f64,
+    /// Seconds that a processor which starts needs for its lists.
+    pub restore_s: f64,
     /// The tightest first.
     pub bottlenecks: Vec<Bottleneck>,
 }
@@ -188,29 +191,38 @@ impl Planner<'_> {
         let processor = self.processor(processors);
         let postgres = self.postgres();
         let hear_cores = self.hear_cores();
-        let positions_bytes = self.positions_bytes();
+        let each_cores = hear_cores
+            + self.batches_per_s(processors) / processors * self.coefficients.processor.batch_cpu_s / MILLION;
+        let known_bytes = self.known_bytes(processors);
         let (broker_cost, broker) = self.broker(processors);
+        let reading_cores = self.reports_per_s * self.coefficients.processor.read_cpu_s / MILLION;
         let mut bottlenecks = vec![
             Bottleneck {
                 what: "the one thread of a processor that reads all reports",
-                taken: self.reports_per_s * self.coefficients.processor.read_cpu_s / MILLION,
+                taken: reading_cores / self.machines.usable,
             },
             Bottleneck { what: "the cores of a processor, by hearing alone", taken: hear_cores / self.usable.cores },
             Bottleneck {
-                what: "the memory of a processor, by positions alone",
-                taken: positions_bytes / self.usable.bytes,
+                what: "the memory of a processor, by those whom it knows",
+                taken: known_bytes / self.usable.bytes,
             },
             Bottleneck { what: "partitions to own", taken: processors / self.load.partitions },
             Bottleneck { what: "the cores of the one Postgres server", taken: postgres.cores / self.usable.cores },
             Bottleneck { what: "gateway topics, as many as were measured", taken: self.gateways / GATEWAYS_MEASURED },
         ];
+        if self.machines.processors.is_some() {
+            let taken = self.as_machines(processor).machines / processors;
+            bottlenecks.push(Bottleneck { what: "so many processors", taken });
+        }
+        if self.machines.gateways.is_some() {
+            bottlenecks.push(Bottleneck { what: "so many gateways", taken: self.gateway().machines / self.gateways });
+        }
         bottlenecks.sort_by(|a, b| b.taken.total_cmp(&a.taken));
         Plan {
             reports_per_s: self.reports_per_s,
             notices_per_s: self.notices_per_s,
             notices_per_s_max: self.reports_per_s * (self.connected_friends + OWN_PLACE),
             batches_per_s: self.batches_per_s(processors),
-            ingest: self.ingest(),
             processor,
             gateway: Share { machines: self.gateways, ..self.gateway() },
             broker,
@@ -218,11 +230,14 @@ impl Planner<'_> {
             postgres,
             lists_bytes: self.lists_bytes(),
             index_bytes: self.index_bytes(),
-            positions_bytes,
+            known_bytes,
             processor_cpu_s_per_million_reports: processor.cores / self.reports_per_s * MILLION,
             broker_cost,
-            hearing: processors * hear_cores / processor.cores,
-            processors_half_hearing: (processor.cores - processors * hear_cores) / hear_cores,
+            hearing: processors * each_cores / processor.cores,
+            processors_half_hearing: (processor.cores - processors * each_cores) / each_cores,
+            restore_s: self.load.users * self.load.friends / processors * self.coefficients.processor.restore_cpu_s
+                / MILLION
+                / self.machines.engine_threads,
             bottlenecks,
         }
     }
@@ -246,14 +261,14 @@ impl Planner<'_> {
         let few_to_many = (MANY_VIEWERS / FEW_VIEWERS).ln();
         let many = ((self.viewers / processors / FEW_VIEWERS).ln() / few_to_many).max(0.0);
         let cache = 1.0 + (costs.cache_factor - 1.0) * many;
-        // Whose friends move, and who moves among friends.
-        let tests_per_s = self.reports_per_s * self.connected_friends * 2.0;
+        // At each report the connected who have its user as a friend are looked at, and all of its user's own friends.
+        let tests_per_s = self.reports_per_s * (self.connected_friends + self.load.friends);
         let joining = cache * (tests_per_s * costs.test_cpu_s + self.notices_per_s * costs.tell_cpu_s)
             + self.batches_per_s(processors) * costs.batch_cpu_s;
         Share {
             machines: processors,
             cores: processors * self.hear_cores() + joining / MILLION,
-            memory_bytes: processors * (costs.base_bytes + self.positions_bytes())
+            memory_bytes: processors * (costs.base_bytes + self.known_bytes(processors))
                 + self.lists_bytes()
                 + self.index_bytes(),
             in_bytes_per_s: processors * self.reports_per_s * broker.report_bytes,
@@ -265,12 +280,15 @@ impl Planner<'_> {
     /// Of each processor.
     fn hear_cores(&self) -> f64 {
         let costs = &self.coefficients.processor;
-        costs.awake_cpu_s + self.reports_per_s * costs.hear_cpu_s / MILLION
+        let by_engine = (costs.hear_cpu_s - costs.read_cpu_s) * self.machines.engine_threads;
+        costs.awake_cpu_s + self.reports_per_s * (costs.read_cpu_s + by_engine) / MILLION
     }
 
-    /// Of each processor.
-    fn positions_bytes(&self) -> f64 {
-        self.viewers * self.coefficients.processor.position_bytes
+    /// Of each processor. An engine knows all who report, and all who are in its lists.
+    fn known_bytes(&self, processors: f64) -> f64 {
+        let in_lists = self.load.users * self.load.friends / processors / self.machines.engine_threads;
+        let known = self.viewers.max(in_lists.min(self.load.users));
+        known * self.coefficients.processor.slot_bytes * self.machines.engine_threads
     }
 
     fn lists_bytes(&self) -> f64 {
@@ -281,11 +299,11 @@ impl Planner<'_> {
         self.viewers * self.load.friends * self.coefficients.processor.index_bytes
     }
 
-    /// A gateway gets a batch of each processor in each interval, or less often if there is nothing to tell.
+    /// A gateway gets a batch of each engine in each interval, or less often if there is nothing to tell.
     fn batches_per_s(&self, processors: f64) -> f64 {
         let intervals_max = BATCH_INTERVAL_S.1 / BATCH_INTERVAL_S.0;
         let interval_s = BATCH_INTERVAL_S.0 * (self.gateways / BATCH_GATEWAYS).clamp(1.0, intervals_max);
-        (processors * self.gateways / interval_s).min(self.notices_per_s)
+        (processors * self.machines.engine_threads * self.gateways / interval_s).min(self.notices_per_s)
     }
 
     /// Reports come in at the gateways, and librdkafka writes a request for each partition that has some.
@@ -306,12 +324,16 @@ impl Planner<'_> {
             requests_cores: self.report_requests_per_s() * costs.request_cpu_s / MILLION,
             reader_cores: costs.reader_cpu_s + reports * costs.read_cpu_s / MILLION,
         };
-        // The processors and the sink read every report. Not measured but assumed: a copy costs what the first did, and who
-        // fetches it is one more reader; and bytes of notices are as cheap to read as bytes of reports.
+        // The processors and the sink read every report. Not measured but assumed: a copy costs as much as the first but comes
+        // many records in a request; who fetches it is one more reader; a batch takes a request to be read, too, and its bytes
+        // are as cheap to read as those of reports.
         let readers = processors + 1.0;
-        let notice_readers = notices_as_reports / reports * copies;
-        let cores = copies * (cost.awake_cores + cost.taken_cores + cost.requests_cores)
-            + cost.reader_cores * (readers + copies - 1.0 + notice_readers);
+        let batches_cores = self.batches_per_s(processors) * costs.request_cpu_s / MILLION
+            + notices_as_reports * costs.read_cpu_s / MILLION;
+        let cores = copies * (cost.awake_cores + cost.taken_cores)
+            + cost.requests_cores
+            + cost.reader_cores * (readers + copies - 1.0)
+            + batches_cores;
         let (report_bytes, notice_bytes) = (reports * costs.report_bytes, notices * costs.notice_bytes);
         let share = self.as_machines(Share {
             machines: 0.0,
@@ -326,21 +348,19 @@ impl Planner<'_> {
         (cost, Share { machines: share.machines.max(copies), ..share })
     }
 
+    /// Reports come in by its sockets too. (By `POST` an ingest takes them, for about as much.)
     fn gateway(&self) -> Share {
-        let costs = &self.coefficients.gateway;
+        let (costs, bytes) = (&self.coefficients.gateway, &self.coefficients.broker);
+        // Who reports is told of all friends who are near once more, from the new place.
+        let friends_per_s = self.notices_per_s - self.reports_per_s * OWN_PLACE
+            + self.reports_per_s * self.connected_friends * self.load.near;
         self.as_machines(Share {
-            cores: self.notices_per_s * costs.frame_cpu_s / MILLION,
+            cores: (self.notices_per_s * costs.frame_cpu_s + self.reports_per_s * costs.report_cpu_s) / MILLION,
             memory_bytes: self.viewers * costs.socket_bytes,
-            in_bytes_per_s: self.notices_per_s * self.coefficients.broker.notice_bytes,
-            out_bytes_per_s: self.notices_per_s * costs.frame_bytes,
-            ..Share::default()
-        })
-    }
-
-    fn ingest(&self) -> Share {
-        self.as_machines(Share {
-            cores: self.reports_per_s * self.coefficients.ingest.report_cpu_s / MILLION,
-            out_bytes_per_s: self.report_bytes_per_s(),
+            in_bytes_per_s: self.notices_per_s * bytes.notice_bytes + self.report_bytes_per_s(),
+            out_bytes_per_s: self.notices_per_s * costs.frame_bytes
+                + friends_per_s * costs.friend_bytes
+                + self.report_bytes_per_s(),
             ..Share::default()
         })
     }
@@ -373,125 +393,5 @@ impl Planner<'_> {
         let network = share.in_bytes_per_s.max(share.out_bytes_per_s) / self.usable.bytes_per_s;
         let needed = (share.cores / self.usable.cores).max(share.memory_bytes / self.usable.bytes).max(network);
         Share { machines: needed.ceil().max(1.0), ..share }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capacity::coefficients;
-
-    /// Round costs, so that sums can be done in one's head.
-    fn costs() -> Coefficients {
-        Coefficients {
-            measured: "invented".to_owned(),
-            processor: coefficients::Processor {
-                awake_cpu_s: 0.0,
-                hear_cpu_s: 1.0,
-                read_cpu_s: 0.5,
-                test_cpu_s: 0.01,
-                tell_cpu_s: 0.1,
-                batch_cpu_s: 10.0,
-                cache_factor: 2.0,
-                base_bytes: 0.0,
-                list_bytes: 4.0,
-                index_bytes: 6.0,
-                position_bytes: 100.0,
-            },
-            broker: coefficients::Broker {
-                awake_cpu_s: 0.001,
-                reader_cpu_s: 0.002,
-                report_cpu_s: 1.0,
-                read_cpu_s: 0.5,
-                notice_cpu_s: 0.1,
-                request_cpu_s: 20.0,
-                report_bytes: 50.0,
-                notice_bytes: 25.0,
-            },
-            gateway: coefficients::Gateway { frame_cpu_s: 5.0, socket_bytes: 10_000.0, frame_bytes: 200.0 },
-            ingest: coefficients::Ingest { report_cpu_s: 10.0 },
-            sink: coefficients::Sink { row_cpu_s: 2.0, postgres_row_cpu_s: 4.0, row_bytes: 200.0 },
-        }
-    }
-
-    fn load(users: f64) -> Load {
-        Load { users, connected: 1.0, friends: 10.0, near: 0.5, interval_s: 10.0, partitions: 16.0 }
-    }
-
-    fn machines() -> Machines {
-        Machines {
-            cores: 8.0,
-            memory_bytes: 1e10,
-            network_bytes_per_s: 1e9,
-            usable: 0.5,
-            gateway_sockets: 10_000.0,
-            processors: Some(1.0),
-            gateways: None,
-            replicas: 3.0,
-            retention_days: 1.0,
-        }
-    }
-
-    #[test]
-    fn costs_add_up() {
-        let plan = plan(&costs(), &load(20_000.0), &machines()).expect("a plan");
-        assert_eq!((plan.reports_per_s, plan.notices_per_s, plan.notices_per_s_max), (2_000.0, 12_000.0, 22_000.0));
-        // Two gateways, a batch every 5 ms each.
-        assert_eq!((plan.gateway.machines, plan.batches_per_s), (2.0, 400.0));
-        // Hearing 1, 20 tests of 0.01, 6 notices of 0.1, a fifth of a batch of 10.
-        let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
-        close(plan.processor_cpu_s_per_million_reports, 1.0 + 0.2 + 0.6 + 2.0);
-        // In a second 2,000 reports of 1, 12,000 notices of 0.1, 400 batches of 20; a request for each report; for a reader 2,000 of 0.5.
-        let BrokerCost { awake_cores, taken_cores, requests_cores, reader_cores } = plan.broker_cost;
-        close(awake_cores, 0.001);
-        close(taken_cores, 0.002 + 0.0012 + 0.008);
-        close(requests_cores, 0.04);
-        close(reader_cores, 0.002 + 0.001);
-        // Three copies; two readers, two who copy, and three of three reports' bytes of notices.
-        close(plan.broker.cores, 3.0 * (awake_cores + taken_cores + requests_cores) + reader_cores * (2.0 + 2.0 + 9.0));
-        assert_eq!((plan.lists_bytes, plan.index_bytes, plan.positions_bytes), (800_000.0, 1_200_000.0, 2_000_000.0));
-        assert_eq!(plan.broker.machines, 3.0);
-    }
-
-    #[test]
-    fn many_viewers_in_a_process_miss_the_cache() {
-        let few = plan(&costs(), &load(20_000.0), &machines()).expect("a plan");
-        let many = Load { interval_s: 500.0, ..load(1_000_000.0) };
-        let many = plan(&costs(), &many, &Machines { gateways: Some(2.0), ..machines() }).expect("a plan");
-        let more = many.processor_cpu_s_per_million_reports - few.processor_cpu_s_per_million_reports;
-        assert!((more - 0.8).abs() < 1e-9, "{more}");
-    }
-
-    #[test]
-    fn there_are_as_many_processors_as_the_scarcest_asks_for() {
-        let machines = Machines { processors: None, gateways: Some(1.0), ..machines() };
-        let by = |memory_bytes| {
-            let machines = Machines { memory_bytes, ..machines.clone() };
-            plan(&costs(), &load(1_000_000.0), &machines).map(|plan| plan.processor.machines)
-        };
-        // 0.1 cores to hear in each; joining takes at most 0.15 and a fifth of a core for batches of each.
-        assert_eq!(by(1e12), Ok(1.0));
-        // 100 MB of lists and index, and 100 MB of positions in each.
-        assert_eq!(by(300e6), Ok(2.0));
-        assert_eq!(by(204e6), Err(Beyond::Partitions));
-        assert_eq!(by(150e6), Err(Beyond::OneMachine));
-        let hearing = plan(&costs(), &load(50_000_000.0), &machines).map(|_| ());
-        assert_eq!(hearing, Err(Beyond::OneMachine));
-    }
-
-    #[test]
-    fn the_tightest_is_named_first() {
-        let plan = plan(&costs(), &Load { partitions: 1.0, ..load(20_000.0) }, &machines()).expect("a plan");
-        assert_eq!(plan.bottlenecks[0].what, "partitions to own");
-        assert!(plan.bottlenecks.is_sorted_by(|a, b| a.taken >= b.taken));
-    }
-
-    #[test]
-    fn the_costs_that_come_with_the_program_make_a_plan() {
-        let costs: Coefficients = serde_json::from_str(crate::capacity::MEASURED).expect("the file is as it should be");
-        let load = Load { friends: 400.0, connected: 0.1, interval_s: 30.0, partitions: 256.0, ..load(100e6) };
-        let machines = Machines { processors: None, memory_bytes: 64e9, ..machines() };
-        let plan = plan(&costs, &load, &machines).expect("a plan");
-        assert!(plan.processor.machines > 1.0 && plan.processor.machines < 50.0, "{plan:?}");
     }
 }

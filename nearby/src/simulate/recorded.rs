@@ -48,7 +48,12 @@ impl Recorded {
         let first_s = self.fixes.first().map_or(0, |first| first.at_s);
         for (index, fix) in self.fixes.iter().enumerate() {
             #[expect(clippy::cast_precision_loss, reason = "seconds between reports are far below 2^52")]
-            let after = Duration::from_secs_f64((fix.at_s - first_s) as f64 / speed_up);
+            let after_s = (fix.at_s - first_s) as f64 / speed_up;
+            let Ok(after) = Duration::try_from_secs_f64(after_s) else {
+                return Err(
+                    BadSetting(format!("--speed-up {speed_up}: a report would be due after {after_s} s")).into()
+                );
+            };
             if stop.run_until_cancelled(sleep_until(started_at + after)).await.is_none() {
                 break;
             }

@@ -42,7 +42,7 @@ impl Friendships {
         let others = (taxis.len() as u64).saturating_sub(1);
         let are_friends = |one: UserId, other: UserId| {
             let (low, high) = (one.min(other), one.max(other));
-            let drawn = mixed(mixed(self.seed ^ low.0.cast_unsigned()) ^ high.0.cast_unsigned());
+            let drawn = mixed(mixed(mixed(self.seed) ^ low.0.cast_unsigned()) ^ high.0.cast_unsigned());
             one != other && drawn % others < u64::from(self.mean)
         };
         taxis.iter().copied().filter(|other| are_friends(taxi, *other)).collect()
