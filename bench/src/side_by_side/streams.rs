@@ -2,7 +2,7 @@
 
 use super::driver::{Loads, Pace, now_us};
 use super::heard::Heard;
-use super::kafka_driver::{drive, read_topics};
+use super::kafka_driver::{Driver, read_topics};
 use super::machine::made;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
@@ -26,9 +26,6 @@ const LISTS: &str = "streams-lists";
 const NOTIFICATIONS: &str = "streams-notifications";
 const START_LIMIT: Duration = Duration::from_secs(120);
 const RECORDS_AT_ONCE: usize = 5_000;
-/// It may pause longer than others, while it commits or collects garbage.
-const QUIET: Duration = Duration::from_secs(5);
-
 /// Settings of the hidden `streams-gateways`.
 #[derive(clap::Args)]
 pub struct GatewaySettings {
@@ -61,7 +58,7 @@ pub struct Streams {
     streams: Nearby,
     gateways: Nearby,
     heard_at: String,
-    brokers: String,
+    driver: Driver,
     broker: Broker,
     _state: Home,
 }
@@ -85,7 +82,8 @@ impl Streams {
         let arguments = ["streams-gateways", "--brokers", &brokers, "--listen", &listen];
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
-        let mut started = Streams { streams, gateways, heard_at: listen, brokers, broker, _state: state };
+        let driver = Driver::new(&brokers)?;
+        let mut started = Streams { streams, gateways, heard_at: listen, driver, broker, _state: state };
         // Everybody has reported once.
         let places: Vec<Move> = (0..).zip(loads.world.places.iter().copied()).collect();
         started.drive(&places, Pace::Fastest)?;
@@ -100,7 +98,7 @@ impl Peer for Streams {
             keyed(REPORTS, user, value)
         };
         // It reads while this writes, which takes no time beside it.
-        drive(&self.brokers, moves, pace, Duration::MAX, record)?;
+        self.driver.drive(moves, pace, Duration::MAX, record)?;
         Ok(Duration::ZERO)
     }
 
@@ -119,10 +117,6 @@ impl Peer for Streams {
             Gauge::of("broker", broker)?,
             Gauge::of("gateways", self.gateways.pid())?,
         ])
-    }
-
-    fn quiet(&self) -> Duration {
-        QUIET
     }
 }
 
