@@ -76,6 +76,7 @@ bench: ## What a processor and a gateway cost, on a real broker, and how late a 
 	target/release/nearby-bench history
 	target/release/nearby-bench sink
 	target/release/nearby-bench sink --delay --partitions 16
+	target/release/nearby-bench capacity
 	sh bench/setup.sh
 	target/release/nearby-bench side-by-side --json target/side-by-side.json --svg target/side-by-side.svg
 

@@ -6,12 +6,11 @@ use super::heard::Heard;
 use super::kafka_driver::{Driver, read_topics};
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
-use crate::pipeline::{Served, report_at};
+use crate::pipeline::{Load, Served, report_at};
 use crate::workload::{Move, gateway_id};
 use anyhow::Context;
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
-use nearby_e2e::process::send_signal;
 use nearby_schemas::batch::{Event, FriendMovedBatch, Section};
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{TimestampMs, UserId};
@@ -46,7 +45,8 @@ pub struct Ours {
 
 impl Ours {
     pub async fn start(loads: &Loads, gateways: usize) -> anyhow::Result<Ours> {
-        let served = Served::start(loads.users, loads.friends_mean, 1, gateways).await?;
+        let served =
+            Served::start(&Load { users: loads.users, friends: loads.friends_mean, ..Load::W }, gateways).await?;
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
         let brokers = served.cluster.kafka.brokers.clone();
         let arguments = ["gateway-topics", "--brokers", &brokers, "--gateways", &gateways, "--listen", &listen];
@@ -56,8 +56,8 @@ impl Ours {
         Ok(Ours { served, gateways, heard_at: listen, driver: Driver::new(&brokers)?, reports })
     }
 
-    pub fn stop(mut self) -> anyhow::Result<()> {
-        self.served.processor.terminate().map(drop)
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.served.end()
     }
 }
 
@@ -74,13 +74,12 @@ impl Peer for Ours {
         let (mut written, mut stood_still) = (0, Duration::ZERO);
         while written < moves.len() {
             let (began, stands_still) = (Instant::now(), matches!(pace, Pace::Fastest));
-            let pid = self.served.processor.pid();
             if stands_still {
-                send_signal(pid, "STOP")?;
+                self.served.signal("STOP")?;
             }
             let now_written = self.driver.drive(&moves[written..], pace, STANDS_STILL_MAX, record);
             if stands_still {
-                send_signal(pid, "CONT")?;
+                self.served.signal("CONT")?;
                 stood_still += began.elapsed();
             }
             written += now_written?;
@@ -100,11 +99,11 @@ impl Peer for Ours {
 
     fn gauges(&self) -> anyhow::Result<Vec<Gauge>> {
         let broker = self.served.cluster.broker.pid().context("the broker runs")?;
-        Ok(vec![
-            Gauge::of("processor", self.served.processor.pid())?,
-            Gauge::of("broker", broker)?,
-            Gauge::of("gateways", self.gateways.pid())?,
-        ])
+        let mut gauges = vec![Gauge::of("broker", broker)?, Gauge::of("gateways", self.gateways.pid())?];
+        for processor in self.served.pids() {
+            gauges.insert(0, Gauge::of("processor", processor)?);
+        }
+        Ok(gauges)
     }
 }
 
