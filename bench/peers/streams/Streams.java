@@ -43,6 +43,8 @@ public class Streams {
         settings.put(StreamsConfig.STATE_DIR_CONFIG, folder);
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, threads);
         settings.put(StreamsConfig.STATESTORE_CACHE_MAX_BYTES_CONFIG, "0");
+        // The bench looks at what is committed to see what is done.
+        settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, "1000");
         settings.put(StreamsConfig.producerPrefix("acks"), "1");
         settings.put(StreamsConfig.producerPrefix("linger.ms"), "5");
         settings.put(StreamsConfig.producerPrefix("batch.size"), "131072");

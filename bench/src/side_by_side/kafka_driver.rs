@@ -23,47 +23,51 @@ const ADD_INTERVAL: Duration = Duration::from_millis(10);
 const TOGETHER: usize = 1_000;
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 
-/// Writes them at this pace, and as fast as it goes for at most so long: how many that were. `record` gets when one is due, or 0.
-pub fn drive(
-    brokers: &str,
-    moves: &[Move],
-    pace: Pace,
-    limit: Duration,
-    record: impl Fn(Move, i64) -> Outgoing,
-) -> anyhow::Result<usize> {
-    let linger_ms = if matches!(pace, Pace::Fastest) { "20" } else { "1" };
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("linger.ms", linger_ms)
-        .set("queue.buffering.max.messages", "2000000")
-        .set("delivery.report.only.error", "true")
-        .create()?;
-    let send = |made, due_us| {
-        let made = record(made, due_us);
-        let mut sent: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&made.topic);
-        sent.partition = made.partition;
-        sent.key = made.key.as_deref();
-        sent.payload = made.value.as_deref();
-        producer.send(sent).map_err(|(error, _)| error).context("handing a report to the producer")
-    };
-    let (began, mut written) = (Instant::now(), 0);
-    match pace {
-        Pace::Fastest => {
-            for together in moves.chunks(TOGETHER) {
-                together.iter().try_for_each(|made| send(*made, 0))?;
-                written += together.len();
-                if began.elapsed() >= limit {
-                    break;
+/// A producer that stays connected.
+pub struct Driver(ThreadedProducer<DefaultProducerContext>);
+
+impl Driver {
+    pub fn new(brokers: &str) -> anyhow::Result<Driver> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("linger.ms", "1").set("delivery.report.only.error", "true");
+        Ok(Driver(config.set("queue.buffering.max.messages", "2000000").create()?))
+    }
+
+    /// Writes them at this pace, and as fast as it goes for at most so long: how many that were. `record` gets when one is due, or 0.
+    pub fn drive(
+        &self,
+        moves: &[Move],
+        pace: Pace,
+        limit: Duration,
+        record: impl Fn(Move, i64) -> Outgoing,
+    ) -> anyhow::Result<usize> {
+        let send = |made, due_us| {
+            let made = record(made, due_us);
+            let mut sent: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&made.topic);
+            sent.partition = made.partition;
+            sent.key = made.key.as_deref();
+            sent.payload = made.value.as_deref();
+            self.0.send(sent).map_err(|(error, _)| error).context("handing a report to the producer")
+        };
+        let (began, mut written) = (Instant::now(), 0);
+        match pace {
+            Pace::Fastest => {
+                for together in moves.chunks(TOGETHER) {
+                    together.iter().try_for_each(|made| send(*made, 0))?;
+                    written += together.len();
+                    if began.elapsed() >= limit {
+                        break;
+                    }
                 }
             }
+            Pace::PerSecond(rate_per_s) => {
+                open_loop(moves, rate_per_s, send)?;
+                written = moves.len();
+            }
         }
-        Pace::PerSecond(rate_per_s) => {
-            open_loop(moves, rate_per_s, send)?;
-            written = moves.len();
-        }
+        self.0.flush(Timeout::After(FLUSH_LIMIT)).context("writing reports")?;
+        Ok(written)
     }
-    producer.flush(Timeout::After(FLUSH_LIMIT)).context("writing reports")?;
-    Ok(written)
 }
 
 /// Reads these partitions until the process is killed: what each record tells is counted, and served there. Says `ready` once it reads.

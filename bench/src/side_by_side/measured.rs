@@ -8,7 +8,8 @@ use crate::cpu;
 use crate::workload::{Figures, Move};
 use std::time::{Duration, Instant};
 
-const QUIET: Duration = Duration::from_millis(1_500);
+/// Nothing more is heard for so long: all is told. (A machine that has much to do pauses for seconds.)
+const QUIET: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Servers that are given moves and tell viewers.
@@ -21,10 +22,6 @@ pub trait Peer {
     fn heard_at(&self) -> &str;
     /// Its server processes.
     fn gauges(&self) -> anyhow::Result<Vec<Gauge>>;
-    /// When nothing more is heard for so long, all is told.
-    fn quiet(&self) -> Duration {
-        QUIET
-    }
 }
 
 /// What a kind of process has spent so far, and holds now.
@@ -145,10 +142,14 @@ pub fn measure(
         row.resident_bytes = last.gauges.iter().map(|gauge| (gauge.kind, gauge.resident_bytes)).collect();
     }
     if settings.latency_s > 0 {
-        let (mut moves, _) = loads.next(usize::try_from(settings.rate_per_s * settings.latency_s)?);
-        moves.truncate(usize::try_from(settings.rate_per_s * settings.latency_s)?);
+        let second = usize::try_from(settings.rate_per_s)?;
+        let (moves, _) = loads.next(second * (1 + usize::try_from(settings.latency_s)?));
+        // Caches and connections are warm after a second at this rate.
+        let (first, measured) = moves.split_at(second);
+        let pace = Pace::PerSecond(settings.rate_per_s);
+        peer.drive(first, pace)?;
         Latency::take_from(peer.heard_at())?;
-        peer.drive(&moves, Pace::PerSecond(settings.rate_per_s))?;
+        peer.drive(&measured[..second * usize::try_from(settings.latency_s)?], pace)?;
         settled(peer)?;
         row.latency = Some(Latency::take_from(peer.heard_at())?);
     }
@@ -165,7 +166,7 @@ struct Last {
 /// Waits until nothing more is told.
 fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
     let mut last = Last { at: Instant::now(), heard: peer.heard()?, gauges: peer.gauges()? };
-    while last.at.elapsed() < peer.quiet() {
+    while last.at.elapsed() < QUIET {
         std::thread::sleep(POLL);
         let heard = peer.heard()?;
         if heard != last.heard {

@@ -3,7 +3,7 @@
 
 use super::driver::{Loads, Pace, now_us};
 use super::heard::Heard;
-use super::kafka_driver::{drive, read_topics};
+use super::kafka_driver::{Driver, read_topics};
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
 use crate::pipeline::{Load, Served, report_at};
@@ -39,6 +39,7 @@ pub struct Ours {
     served: Served,
     gateways: Nearby,
     heard_at: String,
+    driver: Driver,
     reports: usize,
 }
 
@@ -52,7 +53,7 @@ impl Ours {
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
         let reports = served.reports().await?;
-        Ok(Ours { served, gateways, heard_at: listen, reports })
+        Ok(Ours { served, gateways, heard_at: listen, driver: Driver::new(&brokers)?, reports })
     }
 
     pub fn stop(self) -> anyhow::Result<()> {
@@ -76,7 +77,7 @@ impl Peer for Ours {
             if stands_still {
                 self.served.signal("STOP")?;
             }
-            let now_written = drive(&kafka.brokers, &moves[written..], pace, STANDS_STILL_MAX, record);
+            let now_written = self.driver.drive(&moves[written..], pace, STANDS_STILL_MAX, record);
             if stands_still {
                 self.served.signal("CONT")?;
                 stood_still += began.elapsed();

@@ -2,13 +2,13 @@
 
 use super::driver::{Loads, Pace, now_us};
 use super::heard::Heard;
-use super::kafka_driver::{drive, read_topics};
+use super::kafka_driver::{Driver, read_topics};
 use super::machine::made;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
 use crate::cluster::{PARTITIONS, create};
 use crate::workload::{Move, user_id};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nearby_e2e::kafka::Kafka as Broker;
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
@@ -18,17 +18,23 @@ use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::TopicSpec;
 use nearby_service::append::{Appender, Outgoing};
 use nearby_service::kafka::Kafka;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const REPORTS: &str = "streams-reports";
 const LISTS: &str = "streams-lists";
 const NOTIFICATIONS: &str = "streams-notifications";
+/// Its application id names the group, and this topic.
+const GROUP: &str = "streams";
+const VIEWERS: &str = "streams-viewers-repartition";
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const DONE_LIMIT: Duration = Duration::from_secs(600);
+const POLL: Duration = Duration::from_millis(50);
 const START_LIMIT: Duration = Duration::from_secs(120);
 const RECORDS_AT_ONCE: usize = 5_000;
-/// It may pause longer than others, while it commits or collects garbage.
-const QUIET: Duration = Duration::from_secs(5);
-
 /// Settings of the hidden `streams-gateways`.
 #[derive(clap::Args)]
 pub struct GatewaySettings {
@@ -61,7 +67,9 @@ pub struct Streams {
     streams: Nearby,
     gateways: Nearby,
     heard_at: String,
-    brokers: String,
+    driver: Driver,
+    /// Of its group: what it has done.
+    group: BaseConsumer,
     broker: Broker,
     _state: Home,
 }
@@ -85,11 +93,40 @@ impl Streams {
         let arguments = ["streams-gateways", "--brokers", &brokers, "--listen", &listen];
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
-        let mut started = Streams { streams, gateways, heard_at: listen, brokers, broker, _state: state };
+        let group = ClientConfig::new().set("bootstrap.servers", &brokers).set("group.id", GROUP).create()?;
+        let driver = Driver::new(&brokers)?;
+        let mut started = Streams { streams, gateways, heard_at: listen, driver, group, broker, _state: state };
         // Everybody has reported once.
         let places: Vec<Move> = (0..).zip(loads.world.places.iter().copied()).collect();
         started.drive(&places, Pace::Fastest)?;
         Ok(started)
+    }
+}
+
+impl Streams {
+    /// Up to the end; it commits once a second.
+    fn wait_until_committed(&self, topic: &str) -> anyhow::Result<()> {
+        let mut list = TopicPartitionList::new();
+        let mut ends = Vec::new();
+        for partition in 0..PARTITIONS {
+            list.add_partition(topic, partition);
+            ends.push(self.group.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)?.1);
+        }
+        let began = Instant::now();
+        loop {
+            let committed = self.group.committed_offsets(list.clone(), REQUEST_TIMEOUT)?;
+            let is_done = |end: &i64, at: &Offset| *end == 0 || matches!(at, Offset::Offset(at) if at >= end);
+            let offsets: Vec<Offset> = committed.elements().iter().map(TopicPartitionListElem::offset).collect();
+            if ends.iter().zip(&offsets).all(|(end, at)| is_done(end, at)) {
+                return Ok(());
+            }
+            ensure!(
+                began.elapsed() < DONE_LIMIT,
+                "{topic} is not done: {offsets:?} of {ends:?}: {}",
+                self.streams.stderr()
+            );
+            std::thread::sleep(POLL);
+        }
     }
 }
 
@@ -100,7 +137,10 @@ impl Peer for Streams {
             keyed(REPORTS, user, value)
         };
         // It reads while this writes, which takes no time beside it.
-        drive(&self.brokers, moves, pace, Duration::MAX, record)?;
+        self.driver.drive(moves, pace, Duration::MAX, record)?;
+        for topic in [REPORTS, VIEWERS] {
+            self.wait_until_committed(topic)?;
+        }
         Ok(Duration::ZERO)
     }
 
@@ -119,10 +159,6 @@ impl Peer for Streams {
             Gauge::of("broker", broker)?,
             Gauge::of("gateways", self.gateways.pid())?,
         ])
-    }
-
-    fn quiet(&self) -> Duration {
-        QUIET
     }
 }
 
