@@ -257,7 +257,7 @@ mod tests {
             );
         }
         let picture = picture("Fixes", "2026", &cells(180.0)).expect("a picture");
-        assert!(picture.contains("179.99° E") && picture.contains("179.99° W"), "{picture}");
+        assert!(picture.contains(">179.990° E<") && picture.contains(">179.990° W<"), "{picture}");
     }
 
     #[test]
