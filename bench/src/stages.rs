@@ -98,7 +98,7 @@ impl Input {
                 }
             })
         });
-        print("decode", "apache-avro into its struct, and checked", ours, "its numbers, by hand", bare);
+        print("decode", "into its struct, by hand, and checked", ours, "its numbers alone", bare);
     }
 
     /// Returns the median.

@@ -1,13 +1,15 @@
 //! Real movement through real Kafka and Postgres: 106,827 check-ins of 5,853 people in New York, replayed by `nearby
 //! simulate` on their own friend graph. At the end everybody has to see what brute force over the same files says, and the
-//! history has to hold one row per accepted report.
+//! history has to hold one row per accepted report. And taxis of San Francisco, among friends that are drawn.
 //!
 //! The judge shares no code with the pipeline: it parses the files itself and measures with vectors.
 
 use anyhow::{Context, ensure};
 use flate2::read::GzDecoder;
+use nearby_e2e::kafka::Kafka;
 use nearby_e2e::nearby::Nearby;
-use nearby_e2e::{kafka::Kafka, ports, postgres::Postgres};
+use nearby_e2e::ports;
+use nearby_e2e::postgres::{self, Postgres};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -23,6 +25,8 @@ const SPEED_UP: &str = "700000";
 const SETTLE_S: &str = "15";
 const READY: Duration = Duration::from_secs(60);
 const REPLAY: Duration = Duration::from_secs(400);
+/// The first 49 minutes of the day.
+const TAXI_FIXES: usize = 20_000;
 const HISTORY: Duration = Duration::from_secs(30);
 
 #[test]
@@ -65,6 +69,42 @@ fn everybody_sees_what_brute_force_says_and_history_has_every_report() -> anyhow
     let views: Value = serde_json::from_reader(std::fs::File::open(&views).context("the views")?)?;
     expected.judge(&views)?;
     history_has(&postgres, &expected)?;
+    let (status, _) = nearby.terminate()?;
+    ensure!(status.success(), "{status}: {}", nearby.stderr());
+    Ok(())
+}
+
+#[test]
+fn taxis_see_what_brute_force_says() -> anyhow::Result<()> {
+    let all = gunzip(&recorded()?.join("../cabspotting-sf/cabs.txt.gz"))?;
+    let hour: String = all.lines().take(TAXI_FIXES).map(|line| format!("{line}\n")).collect();
+    let listen = format!("127.0.0.1:{}", ports::free_port()?);
+    let environment = [
+        ("NEARBY_JWT_SECRET", SECRET),
+        ("NEARBY_URL", &format!("http://{listen}")),
+        ("NEARBY_USER_RATE_PER_S", "100000"),
+        ("NEARBY_USER_BURST", "100000"),
+    ];
+    let mut nearby = Nearby::start(&["run", "--listen", &listen], &environment)?;
+    let database = nearby.wait_line("database ", READY)?.trim_start_matches("database ").to_owned();
+    nearby.wait_ready(READY)?;
+    let (file, views) = (nearby.home().path().join("cabs.txt"), nearby.home().path().join("views.json"));
+    std::fs::write(&file, &hour)?;
+    let (file, views_file) = (file.display().to_string(), views.display().to_string());
+    let args = ["simulate", "--taxis", &file, "--taxi-friends", "12", "--speed-up", "400", "--views", &views_file];
+    let mut simulate = Nearby::start(&args, &environment)?;
+    let reports =
+        simulate.wait_line("reports ", REPLAY).map_err(|error| anyhow::anyhow!("{error:#}\n{}", nearby.stderr()))?;
+    ensure!(simulate.finish(READY)?.success(), "{}", simulate.stderr());
+    println!("{}", simulate.stdout().join("\n"));
+    let lists = postgres::psql(&database, "select user_id, array_to_string(friends, ',') from nearby.friend_lists")?;
+    let expected = Truth::of_taxis(&hour, &lists)?;
+    let counted = format!("{TAXI_FIXES} sent, {TAXI_FIXES} accepted");
+    ensure!(reports.trim_start().starts_with(&counted), "every fix was accepted: {reports}");
+    let (taxis, friendships) = (expected.friends.len(), expected.friends.values().map(BTreeSet::len).sum::<usize>());
+    ensure!((10 * taxis..14 * taxis).contains(&friendships), "{friendships} friendships of {taxis} taxis, not 12 each");
+    let views: Value = serde_json::from_reader(std::fs::File::open(&views).context("the views")?)?;
+    expected.judge(&views)?;
     let (status, _) = nearby.terminate()?;
     ensure!(status.success(), "{status}: {}", nearby.stderr());
     Ok(())
@@ -122,6 +162,23 @@ impl Truth {
         }
         let places = latest.into_iter().map(|(user, (_, lat, lon))| (user, (lat, lon))).collect();
         Ok(Truth { checkins: text.lines().count(), places, friends: lists })
+    }
+
+    /// Of fixes in the order of times, and rows of friend lists. Taxis are numbered by name, from 2.
+    fn of_taxis(text: &str, lists: &str) -> anyhow::Result<Truth> {
+        let mut latest = BTreeMap::new();
+        for line in text.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            latest.insert(fields[0], (fields[1].parse()?, fields[2].parse()?));
+        }
+        let places = (2..).zip(latest.into_values()).collect();
+        let mut friends = BTreeMap::new();
+        for row in lists.lines() {
+            let (user, list) = row.split_once('|').context("a friend list")?;
+            let list = list.split(',').filter(|friend| !friend.is_empty()).map(str::parse);
+            friends.insert(user.parse()?, list.collect::<Result<_, _>>()?);
+        }
+        Ok(Truth { checkins: text.lines().count(), places, friends })
     }
 
     /// Every view has whom it has to have, at the right distance, and nobody else.

@@ -10,13 +10,12 @@
 use crate::batch::{FriendMovedBatch, LeftReason, ViewerDistance, ViewerSnapshot};
 use crate::codec::Codec;
 use crate::nearness::Place;
+use crate::varint::{self, LONG_BYTES_MAX};
 use crate::{Epoch, TimestampMs, UserId};
 
 /// Heads that may wait for their batches to be closed; each takes 32 bytes.
 pub const HEADS_MAX: usize = 262_144;
 
-/// Of a number in Avro.
-const LONG_BYTES_MAX: usize = 10;
 /// The longest head: which event, a user, a place, a time.
 const HEAD_BYTES_MAX: usize = 1 + LONG_BYTES_MAX + 5 + 5 + LONG_BYTES_MAX;
 /// A viewer, a distance, and the ends of a list that has but this one.
@@ -59,6 +58,12 @@ pub struct Notes {
 struct Head {
     bytes: [u8; HEAD_BYTES_MAX],
     length: u8,
+}
+
+/// A head while it is written, with room behind it: a copy of a known length takes no call.
+struct HeadWriter {
+    bytes: [u8; HEAD_BYTES_MAX + LONG_BYTES_MAX],
+    length: usize,
 }
 
 /// Place of the event in the schema's union.
@@ -268,10 +273,13 @@ impl BatchEncoder {
         bytes
     }
 
-    fn head(&mut self, kind: Kind, write: impl FnOnce(&mut Head)) {
-        let mut head = Head { bytes: [0; HEAD_BYTES_MAX], length: 0 };
-        head.put(kind as i64);
-        write(&mut head);
+    #[inline]
+    fn head(&mut self, kind: Kind, write: impl FnOnce(&mut HeadWriter)) {
+        let mut writer = HeadWriter { bytes: [0; HEAD_BYTES_MAX + LONG_BYTES_MAX], length: 0 };
+        writer.put(kind as i64);
+        write(&mut writer);
+        let mut head = Head { bytes: [0; HEAD_BYTES_MAX], length: writer.length as u8 };
+        head.bytes.copy_from_slice(&writer.bytes[..HEAD_BYTES_MAX]);
         self.heads.push(head);
     }
 
@@ -401,12 +409,14 @@ impl Head {
         // Zigzag.
         self.bytes[0] == kind as u8 * 2
     }
+}
 
+impl HeadWriter {
+    #[inline]
     fn put(&mut self, value: i64) {
-        let (encoded, length) = long(value);
-        let at = self.length as usize;
-        self.bytes[at..at + length].copy_from_slice(&encoded[..length]);
-        self.length += length as u8;
+        let (encoded, length) = varint::encode(value);
+        self.bytes[self.length..self.length + LONG_BYTES_MAX].copy_from_slice(&encoded);
+        self.length += length;
     }
 
     fn put_place(&mut self, place: Place) {
@@ -422,7 +432,7 @@ fn put_place(bytes: &mut Vec<u8>, place: Place) {
 
 #[inline]
 fn put_long(bytes: &mut Vec<u8>, value: i64) {
-    let (encoded, length) = long(value);
+    let (encoded, length) = varint::encode(value);
     append(bytes, &encoded, length);
 }
 
@@ -432,21 +442,4 @@ fn append<const N: usize>(bytes: &mut Vec<u8>, part: &[u8; N], length: usize) {
     let before = bytes.len();
     bytes.extend_from_slice(part);
     bytes.truncate(before + length);
-}
-
-/// Avro's int and long: zigzag, then seven bits a byte, least significant first.
-#[inline]
-fn long(value: i64) -> ([u8; LONG_BYTES_MAX], usize) {
-    let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    let (mut encoded, mut length) = ([0; LONG_BYTES_MAX], 1);
-    for byte in &mut encoded {
-        *byte = (rest & 0x7f) as u8;
-        rest >>= 7;
-        if rest == 0 {
-            break;
-        }
-        *byte |= 0x80;
-        length += 1;
-    }
-    (encoded, length)
 }

@@ -12,6 +12,7 @@ pub mod nearness;
 pub mod partitioning;
 mod records;
 pub mod topics;
+mod varint;
 
 pub use ids::{Epoch, GatewayId, InvalidGatewayId, InvalidUserId, TimestampMs, UserId};
 pub use nearness::{OutOfRange, Place};

@@ -3,6 +3,7 @@
 use crate::codec::{Invalid, Record};
 use crate::codecs::RecordType;
 use crate::nearness::Place;
+use crate::varint;
 use crate::{GatewayId, TimestampMs, UserId};
 use serde::{Deserialize, Serialize};
 
@@ -57,10 +58,33 @@ pub enum Source {
     OwnTracks,
 }
 
+/// In the order of the schema's symbols.
+const SOURCES: [Source; 4] = [Source::Unknown, Source::Http, Source::WebSocket, Source::OwnTracks];
+
 impl Record for LocationEvent {
     const TYPE: RecordType = RecordType::LocationEvent;
     const SCHEMA: &'static str = include_str!("../avro/location_event.avsc");
     const HISTORY: &'static [&'static str] = &[include_str!("../avro/history/location_event.v1.avsc")];
+
+    fn read(mut datum: &[u8]) -> Option<LocationEvent> {
+        let datum = &mut datum;
+        let event = LocationEvent {
+            user_id: UserId(varint::decode(datum)?),
+            reported_at: TimestampMs(varint::decode(datum)?),
+            received_at: TimestampMs(varint::decode(datum)?),
+            position: read_optional(datum, |datum| {
+                Some(Position {
+                    lat_e7: read_int(datum)?,
+                    lon_e7: read_int(datum)?,
+                    accuracy_m: read_optional(datum, read_float)?,
+                    speed_mps: read_optional(datum, read_float)?,
+                    heading_deg: read_optional(datum, read_float)?,
+                })
+            })?,
+            source: *SOURCES.get(usize::try_from(varint::decode(datum)?).ok()?)?,
+        };
+        datum.is_empty().then_some(event)
+    }
 
     fn check(&self) -> Result<(), Invalid> {
         check_user(self.user_id)?;
@@ -170,10 +194,96 @@ impl Record for GatewayHeartbeat {
     }
 }
 
+fn read_int(datum: &mut &[u8]) -> Option<i32> {
+    i32::try_from(varint::decode(datum)?).ok()
+}
+
+fn read_float(datum: &mut &[u8]) -> Option<f32> {
+    let (float, rest) = datum.split_first_chunk()?;
+    *datum = rest;
+    Some(f32::from_le_bytes(*float))
+}
+
+/// A union of null and something.
+fn read_optional<T>(datum: &mut &[u8], read: impl FnOnce(&mut &[u8]) -> Option<T>) -> Option<Option<T>> {
+    match varint::decode(datum)? {
+        0 => Some(None),
+        1 => read(datum).map(Some),
+        _ => None,
+    }
+}
+
 pub(crate) fn check_user(user: UserId) -> Result<(), Invalid> {
     if user.0 < 0 { Err(Invalid("user id")) } else { Ok(()) }
 }
 
 fn check_gateway(gateway: &GatewayId) -> Result<(), Invalid> {
     GatewayId::new(gateway.as_str()).map(drop).map_err(|_| Invalid("gateway"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use apache_avro::Schema;
+    use apache_avro::reader::datum::GenericDatumReader;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    fn positions() -> impl Strategy<Value = Position> {
+        let float = || option::of(any::<f32>());
+        (any::<i32>(), any::<i32>(), float(), float(), float()).prop_map(
+            |(lat_e7, lon_e7, accuracy_m, speed_mps, heading_deg)| Position {
+                lat_e7,
+                lon_e7,
+                accuracy_m,
+                speed_mps,
+                heading_deg,
+            },
+        )
+    }
+
+    fn events() -> impl Strategy<Value = LocationEvent> {
+        let numbers = (any::<i64>(), 0..64_u32, any::<i64>(), any::<i64>());
+        (numbers, option::of(positions()), prop::sample::select(SOURCES.as_slice())).prop_map(
+            |((user_id, shift, reported_at, received_at), position, source)| LocationEvent {
+                user_id: UserId(user_id >> shift),
+                reported_at: TimestampMs(reported_at),
+                received_at: TimestampMs(received_at),
+                position,
+                source,
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        /// What is read by hand is what apache-avro reads, whatever a stranger wrote; and everything that we wrote is read by hand.
+        #[test]
+        fn by_hand_as_by_the_library(
+            event in events(),
+            change in option::of((any::<prop::sample::Index>(), any::<u8>(), any::<bool>())),
+        ) {
+            let schema = Schema::parse_str(LocationEvent::SCHEMA).expect("parses");
+            let library = GenericDatumReader::builder(&schema).human_readable(false).build().expect("resolves");
+            let codec = Codec::<LocationEvent>::new();
+            let mut datum = codec.encode(&event)[codec.header().len()..].to_vec();
+            if let Some((at, byte, longer)) = change {
+                let at = at.index(datum.len());
+                datum[at] = byte;
+                if longer {
+                    datum.insert(at, byte | 0x80);
+                }
+            }
+            let read = LocationEvent::read(&datum);
+            if let Some(read) = read {
+                let mut rest = datum.as_slice();
+                let expected: LocationEvent = library.read_deser(&mut rest).expect("the library reads it too");
+                // Not a number is equal to nothing.
+                prop_assert_eq!(format!("{read:?}"), format!("{expected:?}"));
+                prop_assert!(rest.is_empty());
+            }
+            prop_assert!(read.is_some() || change.is_some());
+        }
+    }
 }

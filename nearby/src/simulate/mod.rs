@@ -4,11 +4,14 @@ mod api;
 mod checkins;
 mod client;
 mod crowd;
+mod recorded;
 mod statistics;
+mod taxis;
 pub mod walkers;
 
 use crate::BadSetting;
 use anyhow::Context;
+use nearby_schemas::UserId;
 use nearby_service::settings::SigningSettings;
 use nearby_service::{Stop, stop_on_signals};
 use std::path::PathBuf;
@@ -17,9 +20,14 @@ use std::time::Duration;
 pub use api::{Api, TokenSource};
 pub use checkins::friendships;
 
+/// 16 months in seven minutes.
+const CHECKINS_SPEED_UP: f64 = 100_000.0;
+/// A day in 24 minutes: each taxi reports about once a second.
+const TAXIS_SPEED_UP: f64 = 60.0;
+
 /// Settings of `nearby simulate`.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("people").required(true).args(["walkers", "checkins"]))]
+#[command(group = clap::ArgGroup::new("people").required(true).args(["walkers", "checkins", "taxis"]))]
 pub struct SimulateSettings {
     /// Base address of the ingest, or of `nearby run`
     #[arg(long, env = "NEARBY_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
@@ -29,7 +37,7 @@ pub struct SimulateSettings {
     /// So many people who walk around and see each other
     #[arg(long, env = "NEARBY_WALKERS", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     walkers: Option<u32>,
-    /// Id of the first walker, the others follow; their friend lists are replaced
+    /// Id of the first walker or taxi, the others follow; their friend lists are replaced
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i64).range(0..))]
     first_user: i64,
     /// A walker reports this often, in milliseconds
@@ -44,9 +52,18 @@ pub struct SimulateSettings {
     /// Friendships of the people who check in, SNAP's format (user, friend), plain or gzip
     #[arg(long, value_name = "FILE", requires = "checkins")]
     friends: Option<PathBuf>,
-    /// Recorded time passes so many times faster
-    #[arg(long, default_value_t = 100_000.0, requires = "checkins")]
-    speed_up: f64,
+    /// Replay a recorded day of taxis instead: cabspotting's format (taxi, latitude, longitude, occupied, time), plain or gzip
+    #[arg(long, value_name = "FILE")]
+    taxis: Option<PathBuf>,
+    /// Taxis have no recorded friends: each has so many of the others, on average, drawn pair by pair
+    #[arg(long, default_value_t = 40, value_name = "COUNT", requires = "taxis", value_parser = clap::value_parser!(u32).range(0..=5_000))]
+    taxi_friends: u32,
+    /// Another seed, other friends of taxis
+    #[arg(long, default_value_t = 1, requires = "taxis")]
+    seed: u64,
+    /// Recorded time passes so many times faster [default: 100000 for check-ins, 60 for taxis]
+    #[arg(long)]
+    speed_up: Option<f64>,
     /// Go on listening for so long after the last report, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
     settle_s: u64,
@@ -61,12 +78,17 @@ pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
     let stop = Stop::new();
     stop_on_signals(stop.clone()).context("listening to signals")?;
     let settle = Duration::from_secs(settings.settle_s);
-    let crowd = match (&settings.checkins, settings.walkers) {
-        (Some(file), _) => {
-            let replay = checkins::Replay::load(file, settings.friends.as_deref(), settings.speed_up)?;
-            replay.run(api, settle, stop).await?
+    let crowd = match (&settings.checkins, &settings.taxis, settings.walkers) {
+        (Some(file), ..) => {
+            let recorded = checkins::load(file, settings.friends.as_deref())?;
+            recorded.run(api, settings.speed_up.unwrap_or(CHECKINS_SPEED_UP), settle, stop).await?
         }
-        (None, Some(count)) => {
+        (_, Some(file), _) => {
+            let friendships = taxis::Friendships { mean: settings.taxi_friends, seed: settings.seed };
+            let recorded = taxis::load(file, UserId(settings.first_user), friendships)?;
+            recorded.run(api, settings.speed_up.unwrap_or(TAXIS_SPEED_UP), settle, stop).await?
+        }
+        (_, _, Some(count)) => {
             let walkers = walkers::Walkers {
                 count,
                 first_user: settings.first_user,
@@ -74,7 +96,7 @@ pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
             };
             walkers.run(api, Duration::from_secs(settings.duration_s), settle, stop).await?
         }
-        (None, None) => return Err(BadSetting("give --walkers or --checkins".to_owned()).into()),
+        _ => return Err(BadSetting("give --walkers, --checkins or --taxis".to_owned()).into()),
     };
     println!("{}", crowd.statistics.summary());
     if let Some(path) = &settings.views {
