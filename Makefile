@@ -17,7 +17,7 @@ export NO_SMALL_DISK
 # A comma, where make takes one for its own.
 , := ,
 
-.PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench check format deny advisories clean
+.PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench bench-quick check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,16 @@ bench: ## What a processor and a gateway cost, on a real broker, and how late a 
 	target/release/nearby-bench history
 	target/release/nearby-bench sink
 	target/release/nearby-bench sink --delay --partitions 16
+	target/release/nearby-bench capacity
+	sh bench/setup.sh
+	target/release/nearby-bench side-by-side --json target/side-by-side.json --svg target/side-by-side.svg
+
+bench-quick: ## This pipeline beside its alternatives, at a smaller size: minutes; figures and a picture in target/
+	sh e2e/setup.sh
+	sh bench/setup.sh
+	cargo build --release -p nearby -p nearby-bench
+	target/release/nearby-bench side-by-side --gateways 2,40 --users 10000 --reports 100000 --slow-reports 20000 --runs 3 --latency-s 3 \
+	  --json target/side-by-side.json --svg target/side-by-side.svg
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check

@@ -55,8 +55,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The list of every user, and a session of everybody, spread over the gateways.
-    pub async fn connect(&self, friends: &[Vec<u32>]) -> anyhow::Result<()> {
+    /// The lists of the first users.
+    pub async fn write_lists(&self, friends: &[Vec<u32>]) -> anyhow::Result<()> {
         let lists = Codec::<FriendList>::new();
         let topic = self.kafka.topics.friend_lists();
         let list = |(user, friends): (u32, &Vec<u32>)| {
@@ -64,8 +64,7 @@ impl Cluster {
             let record = FriendList { user_id: user_id(user), friends, changed_at: TimestampMs::now() };
             keyed(&topic, user_id(user), lists.encode(&record))
         };
-        self.write((0..).zip(friends).map(list)).await?;
-        self.open_sessions(u32::try_from(friends.len()).context("fewer than 2^32 users")?).await
+        self.write((0..).zip(friends).map(list)).await
     }
 
     /// A session of each of the first users, spread over the gateways.
@@ -142,7 +141,8 @@ fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
     }
 }
 
-async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
+/// Creates topics, each with one replica.
+pub async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
     for specs in specs.chunks(TOPICS_AT_ONCE) {

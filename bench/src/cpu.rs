@@ -18,7 +18,13 @@ pub fn of_this() -> anyhow::Result<f64> {
 
 /// CPU-seconds of a process and of its children, those that have ended too. (Postgres has a process for each connection.)
 pub fn of_family(pid: u32) -> anyhow::Result<f64> {
-    let mut seconds = of_children_that_ended(pid)? + of_process(pid)?;
+    // A process may have ended in the meantime.
+    let children = children_of(pid)?.into_iter().map(|child| of_process(child).unwrap_or_default());
+    Ok(of_children_that_ended(pid)? + of_process(pid)? + children.sum::<f64>())
+}
+
+fn children_of(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let mut children = Vec::new();
     for entry in std::fs::read_dir("/proc").context("the processes")? {
         let Some(child) = entry.context("a process")?.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
@@ -27,10 +33,10 @@ pub fn of_family(pid: u32) -> anyhow::Result<f64> {
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
         let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
         if parent == Some(pid) {
-            seconds += of_process(child).unwrap_or_default();
+            children.push(child);
         }
     }
-    Ok(seconds)
+    Ok(children)
 }
 
 /// CPU-seconds of the children of a process that have ended.
@@ -57,7 +63,22 @@ pub fn by_thread(pid: u32) -> anyhow::Result<BTreeMap<String, f64>> {
 /// Resident bytes of a process.
 pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the status of a process")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its resident memory")?;
+    bytes_in(&status, "VmRSS:")
+}
+
+/// Resident bytes of a process and its children; what they share is counted once.
+pub fn resident_bytes_of_family(pid: u32) -> anyhow::Result<u64> {
+    let proportional = |pid| {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("the memory of a process")?;
+        bytes_in(&maps, "Pss:")
+    };
+    // A child may have ended in the meantime.
+    let children = children_of(pid)?.into_iter().map(|child| proportional(child).unwrap_or_default());
+    Ok(proportional(pid)? + children.sum::<u64>())
+}
+
+fn bytes_in(text: &str, name: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).context("its resident memory")?;
     let kib: u64 = line.split_whitespace().next().unwrap_or_default().parse().context("a number of KiB")?;
     Ok(kib * 1024)
 }

@@ -129,6 +129,6 @@ async fn connected(api: &Api, user: i64) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
-fn now_ms() -> anyhow::Result<i64> {
+pub fn now_ms() -> anyhow::Result<i64> {
     Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }

@@ -3,6 +3,7 @@
 //! Figures are CPU-seconds per million reports, of whole processes or of their threads, because the machine's other users
 //! disturb these less than time; `latency` alone is about time. Everything runs on this machine and ends with the bench.
 
+mod capacity;
 mod cluster;
 mod cpu;
 mod edge;
@@ -10,6 +11,7 @@ mod history;
 mod latency;
 mod pipeline;
 mod restore;
+mod side_by_side;
 mod sink;
 mod sockets;
 mod stages;
@@ -40,8 +42,21 @@ enum Bench {
     /// What `sockets` compares with
     #[command(hide = true)]
     BareServer(sockets::BareSettings),
+    /// This pipeline beside what a user would pick instead: same input, same machine, same run
+    SideBySide(side_by_side::Settings),
+    /// Gateways of the peer `redis`
+    #[command(hide = true)]
+    RedisGateways(side_by_side::redis::GatewaySettings),
+    /// What gateways of the peer `streams` read
+    #[command(hide = true)]
+    StreamsGateways(side_by_side::streams::GatewaySettings),
+    /// What gateways of `nearby` read
+    #[command(hide = true)]
+    GatewayTopics(side_by_side::ours::GatewaySettings),
     /// A sink beside a bare binary COPY of the very same rows into the very same table
     Sink(sink::Settings),
+    /// The costs that `nearby capacity` plans with, and what it says of other loads beside what they take
+    Capacity(capacity::Settings),
     /// How long a processor needs to restore friend lists
     Restore(restore::Settings),
     /// What an analyst waits for: the views on millions of rows, and what indexes cost
@@ -52,7 +67,10 @@ fn main() -> anyhow::Result<()> {
     let bench = Cli::parse().bench;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Thousands of clients, or a server that is compared with ours, may have all cores; the others only wait for processes.
-    if !matches!(bench, Bench::Sockets(_) | Bench::Transports(_) | Bench::Latency(_) | Bench::BareServer(_)) {
+    if !matches!(
+        bench,
+        Bench::Sockets(_) | Bench::Transports(_) | Bench::Latency(_) | Bench::Capacity(_) | Bench::BareServer(_)
+    ) {
         runtime.worker_threads(1);
     }
     runtime.enable_all().build()?.block_on(run(bench))
@@ -66,8 +84,13 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Sockets(settings) => sockets::run(&settings).await,
         Bench::Transports(settings) => transports::run(&settings).await,
         Bench::BareServer(settings) => sockets::bare_server(&settings).await,
+        Bench::Capacity(settings) => capacity::run(&settings).await,
         Bench::Restore(settings) => restore::run(&settings).await,
         Bench::History(settings) => history::run(&settings).await,
+        Bench::SideBySide(settings) => side_by_side::run(&settings).await,
+        Bench::RedisGateways(settings) => side_by_side::redis::gateways(&settings),
+        Bench::StreamsGateways(settings) => side_by_side::streams::gateways(&settings),
+        Bench::GatewayTopics(settings) => side_by_side::ours::gateways(&settings),
         Bench::Sink(settings) => sink::run(&settings).await,
     }
 }

@@ -9,7 +9,7 @@ use nearby_e2e::http;
 use nearby_e2e::nearby::Nearby;
 use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
-use nearby_schemas::{LocationEvent, Position, Source, TimestampMs};
+use nearby_schemas::{LocationEvent, Place, Position, Source, TimestampMs};
 use nearby_service::append::Outgoing;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
@@ -17,25 +17,27 @@ use rdkafka::util::Timeout;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-const CENTRES: u32 = 20;
+pub const CENTRES: u32 = 20;
 const START_LIMIT: Duration = Duration::from_secs(300);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
 const STANDS_STILL_MAX: Duration = Duration::from_secs(8);
+/// Length, attributes, two deltas, two lengths, number of headers (Kafka's record format, version 2).
+const RECORD_BYTES: f64 = 8.0;
+const LAST_BATCHES: Duration = Duration::from_millis(500);
+/// Its name, as far as the system keeps it.
+const READER: &str = "read location-e";
+const REBALANCED: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Settings of `nearby-bench processor`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Settings {
     /// Numbers of gateways, one run each
     #[arg(long, value_delimiter = ',', default_value = "2,40,1000")]
     gateways: Vec<usize>,
-    /// Users, all of them connected
-    #[arg(long, default_value_t = 20_000)]
-    users: u32,
-    /// Friends of each
-    #[arg(long, default_value_t = 40)]
-    friends: u32,
+    #[command(flatten)]
+    pub load: Load,
     /// Reports to catch up with
     #[arg(long, default_value_t = 1_500_000)]
     reports: usize,
@@ -45,17 +47,56 @@ pub struct Settings {
     /// How long these last, in seconds
     #[arg(long, default_value_t = 20)]
     steady_s: u64,
-    /// Engine threads of the processor
-    #[arg(long, default_value_t = 1)]
-    engine_threads: usize,
 }
 
-/// A processor that serves all of W.
+/// Who there is, and who serves them.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Load {
+    /// Users
+    #[arg(long, default_value_t = 20_000)]
+    pub users: u32,
+    /// Part of them who are connected
+    #[arg(long, default_value_t = 1.0)]
+    pub connected: f64,
+    /// Friends of each
+    #[arg(long, default_value_t = 40)]
+    pub friends: u32,
+    /// Who is near, in metres
+    #[arg(long, default_value_t = 8_000)]
+    pub radius_m: u32,
+    /// Processors
+    #[arg(long, default_value_t = 1)]
+    pub processors: usize,
+    /// Engine threads of each
+    #[arg(long, default_value_t = 1)]
+    pub engine_threads: usize,
+}
+
+/// Processors that serve all of W.
 pub struct Served {
     pub cluster: Cluster,
-    pub processor: Nearby,
-    metrics_url: String,
+    processors: Vec<Processor>,
     world: World,
+}
+
+/// One of them.
+pub struct Processor {
+    pub program: Nearby,
+    metrics_url: String,
+}
+
+/// What a report costs, in microseconds of CPU time, and what comes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// All processors together.
+    pub processors_us: f64,
+    /// The reading thread of one of them.
+    pub reading_us: f64,
+    pub broker_us: f64,
+    pub notices: f64,
+    pub batches: f64,
+    /// Bytes of a notice.
+    pub notice_bytes: f64,
 }
 
 /// What a processor and its broker have spent so far, and what they got done.
@@ -78,33 +119,85 @@ struct Counters {
 
 /// Runs and prints.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    println!("{} users, {} friends each, {} engine threads", settings.users, settings.friends, settings.engine_threads);
+    println!("{}", settings.load);
     for gateways in &settings.gateways {
-        let mut served = Served::start(settings, *gateways).await?;
+        let mut served = Served::start(&settings.load, *gateways).await?;
         println!("\n{gateways} gateways");
         served.catch_up(settings.reports).await?;
         if settings.rate_per_s > 0 {
             served.keep_up(settings.rate_per_s, Duration::from_secs(settings.steady_s)).await?;
         }
-        served.processor.terminate()?;
+        served.end()?;
     }
     Ok(())
 }
 
-impl Served {
-    async fn start(settings: &Settings, gateways: usize) -> anyhow::Result<Served> {
-        let cluster = Cluster::start(gateways).await?;
-        let mut world = World::new(settings.users, CENTRES);
-        let friends = world.friendships(settings.friends);
-        cluster.connect(&friends).await?;
-        cluster.report_all(&world).await?;
+impl Load {
+    /// The workload of the engine's benchmark, and one processor.
+    pub const W: Load =
+        Load { users: 20_000, connected: 1.0, friends: 40, radius_m: 8_000, processors: 1, engine_threads: 1 };
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Load { users, connected, friends, radius_m, processors, engine_threads } = self;
+        write!(
+            f,
+            "{users} users, {connected} connected, {friends} friends each, {radius_m} m, {processors} processors with {engine_threads} engine threads"
+        )
+    }
+}
+
+impl Processor {
+    /// Starts one, and waits until it serves.
+    pub fn start(cluster: &Cluster, load: &Load) -> anyhow::Result<Processor> {
         let port = nearby_e2e::ports::free_port()?;
-        let (listen, threads) = (format!("127.0.0.1:{port}"), settings.engine_threads.to_string());
+        let listen = format!("127.0.0.1:{port}");
+        let (threads, radius_m) = (load.engine_threads.to_string(), load.radius_m.to_string());
+        let of_load = ["--engine-threads", &threads, "--radius-m", &radius_m];
         let arguments =
-            ["processor", "--brokers", &cluster.kafka.brokers, "--listen", &listen, "--engine-threads", &threads];
-        let mut processor = Nearby::start(&arguments, &[])?;
-        processor.wait_line("ready ", START_LIMIT)?;
-        Ok(Served { cluster, processor, metrics_url: format!("http://{listen}/metrics"), world })
+            [&["processor", "--brokers", &cluster.kafka.brokers, "--listen", &listen], &of_load[..]].concat();
+        let mut program = Nearby::start(&arguments, &[])?;
+        program.wait_line("ready ", START_LIMIT)?;
+        Ok(Processor { program, metrics_url: format!("http://{listen}/metrics") })
+    }
+
+    async fn counters(&self) -> anyhow::Result<Counters> {
+        let text = http::get(&self.metrics_url).await?.text();
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|value| value.parse().ok()).unwrap_or_default()
+        };
+        Ok(Counters {
+            reports: value("nearby_processor_reports_total"),
+            notices: value("nearby_processor_notices_total"),
+            batches: value("nearby_batches_total"),
+            batch_bytes: value("nearby_batch_bytes_total"),
+            unacknowledged: value("nearby_unacknowledged_batches_total"),
+        })
+    }
+}
+
+impl Served {
+    /// A broker with everybody's list, session and place, and processors that have restored it.
+    pub async fn start(load: &Load, gateways: usize) -> anyhow::Result<Served> {
+        let cluster = Cluster::start(gateways).await?;
+        let mut world = World::new(load.users, CENTRES);
+        let friends = world.friendships(load.friends);
+        cluster.write_lists(&friends).await?;
+        cluster.open_sessions((f64::from(load.users) * load.connected) as u32).await?;
+        cluster.report_all(&world).await?;
+        let started = (0..load.processors).map(|_| Processor::start(&cluster, load)).collect::<Result<Vec<_>, _>>()?;
+        if load.processors > 1 {
+            // The group has given each its part, and the owners before have seen it.
+            tokio::time::sleep(REBALANCED).await;
+        }
+        Ok(Served { cluster, processors: started, world })
+    }
+
+    /// Ends the processors.
+    pub fn end(mut self) -> anyhow::Result<()> {
+        self.processors.iter_mut().try_for_each(|processor| processor.program.terminate().map(drop))
     }
 
     /// Everything is written while the processor stands still; then it catches up.
@@ -114,16 +207,16 @@ impl Served {
         let mut figures = Vec::new();
         let before_all = self.spent().await?;
         while caught_up < moves.len() {
-            nearby_e2e::process::send_signal(self.processor.pid(), "STOP")?;
+            self.signal("STOP")?;
             let written = self.write(&moves[caught_up..], None, STANDS_STILL_MAX)?;
             let before = self.spent_without_counters()?;
-            nearby_e2e::process::send_signal(self.processor.pid(), "CONT")?;
+            self.signal("CONT")?;
             caught_up += written;
             self.wait_for(before_all.counters.reports + as_f64(caught_up)).await?;
             let after = self.spent().await?;
             figures.push(as_f64(written) / (after.at - before.at).as_secs_f64());
             // The rest of what it has to tell.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(LAST_BATCHES).await;
         }
         let after = self.spent().await?;
         let rates: Vec<String> = figures.iter().map(|rate| format!("{:.0}", rate / 1_000.0)).collect();
@@ -150,6 +243,38 @@ impl Served {
         );
         self.print(&before, &after);
         Ok(())
+    }
+
+    /// What each report of a steady load costs. Fails if the processors do not keep up.
+    pub async fn cost(&mut self, rate_per_s: u64, time: Duration) -> anyhow::Result<Cost> {
+        let moves = self.moves(usize::try_from(rate_per_s * time.as_secs())?);
+        let before = self.spent().await?;
+        let written = self.write(&moves, Some(rate_per_s), time * 2)?;
+        ensure!(written == moves.len(), "only {written} of {} reports could be written in time", moves.len());
+        self.wait_for(before.counters.reports + as_f64(written)).await?;
+        tokio::time::sleep(LAST_BATCHES).await;
+        let after = self.spent().await?;
+        let each = |total: f64| total / as_f64(written);
+        let (from, to) = (before.counters, after.counters);
+        let reading = |spent: &Spent| spent.threads.get(READER).copied().unwrap_or_default();
+        Ok(Cost {
+            processors_us: each(after.processor_s - before.processor_s) * 1e6,
+            reading_us: each(reading(&after) - reading(&before)) * 1e6 / as_f64(self.processors.len()),
+            broker_us: each(after.broker_s - before.broker_s) * 1e6,
+            notices: each(to.notices - from.notices),
+            batches: each(to.batches - from.batches),
+            notice_bytes: (to.batch_bytes - from.batch_bytes) / (to.notices - from.notices),
+        })
+    }
+
+    /// Stops all processors, or lets them go on.
+    pub fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        self.pids().try_for_each(|pid| nearby_e2e::process::send_signal(pid, signal))
+    }
+
+    /// The processors'.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.processors.iter().map(|processor| processor.program.pid())
     }
 
     fn moves(&mut self, count: usize) -> Vec<Move> {
@@ -195,28 +320,42 @@ impl Served {
         Ok(written)
     }
 
+    /// Reports that the processor has heard since its start.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it counts")]
+    pub async fn reports(&self) -> anyhow::Result<usize> {
+        Ok(self.counters().await?.reports as usize)
+    }
+
+    /// Waits until it has heard so many.
+    pub async fn wait_for_reports(&self, reports: usize) -> anyhow::Result<()> {
+        self.wait_for(as_f64(reports)).await
+    }
+
     async fn wait_for(&self, reports: f64) -> anyhow::Result<()> {
         let deadline = Instant::now() + CATCH_UP_LIMIT;
         while self.counters().await?.reports < reports {
-            ensure!(Instant::now() < deadline, "not caught up within {CATCH_UP_LIMIT:?}: {}", self.processor.stderr());
+            ensure!(Instant::now() < deadline, "not caught up within {CATCH_UP_LIMIT:?}: {}", self.log());
             tokio::time::sleep(POLL).await;
         }
         Ok(())
     }
 
+    /// Of all processors together; reports, which each hears, of the one that has heard the least.
     async fn counters(&self) -> anyhow::Result<Counters> {
-        let text = http::get(&self.metrics_url).await?.text();
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.and_then(|value| value.parse().ok()).unwrap_or_default()
-        };
-        Ok(Counters {
-            reports: value("nearby_processor_reports_total"),
-            notices: value("nearby_processor_notices_total"),
-            batches: value("nearby_batches_total"),
-            batch_bytes: value("nearby_batch_bytes_total"),
-            unacknowledged: value("nearby_unacknowledged_batches_total"),
-        })
+        let mut all = Counters { reports: f64::INFINITY, ..Counters::default() };
+        for processor in &self.processors {
+            let Counters { reports, notices, batches, batch_bytes, unacknowledged } = processor.counters().await?;
+            all.reports = all.reports.min(reports);
+            all.notices += notices;
+            all.batches += batches;
+            all.batch_bytes += batch_bytes;
+            all.unacknowledged += unacknowledged;
+        }
+        Ok(all)
+    }
+
+    fn log(&self) -> String {
+        self.processors.iter().map(|processor| processor.program.stderr()).collect()
     }
 
     async fn spent(&self) -> anyhow::Result<Spent> {
@@ -225,13 +364,20 @@ impl Served {
 
     fn spent_without_counters(&self) -> anyhow::Result<Spent> {
         let broker = self.cluster.broker.pid().context("the broker runs")?;
-        Ok(Spent {
+        let mut spent = Spent {
             at: Instant::now(),
-            processor_s: cpu::of_process(self.processor.pid())?,
+            processor_s: 0.0,
             broker_s: cpu::of_process(broker)?,
-            threads: cpu::by_thread(self.processor.pid())?,
+            threads: BTreeMap::new(),
             counters: Counters::default(),
-        })
+        };
+        for pid in self.pids() {
+            spent.processor_s += cpu::of_process(pid)?;
+            for (name, seconds) in cpu::by_thread(pid)? {
+                *spent.threads.entry(name).or_default() += seconds;
+            }
+        }
+        Ok(spent)
     }
 
     fn print(&self, before: &Spent, after: &Spent) {
@@ -247,11 +393,13 @@ impl Served {
             notices / millions / 1e6,
             (after.counters.batch_bytes - before.counters.batch_bytes) / notices,
             notices / (after.counters.batches - before.counters.batches),
-            cpu::resident_bytes(self.processor.pid()).map_or(f64::NAN, |bytes| bytes as f64 / 1024.0 / 1024.0),
+            self.pids().map(|pid| cpu::resident_bytes(pid).map_or(f64::NAN, |bytes| bytes as f64)).sum::<f64>()
+                / 1024.0
+                / 1024.0,
         );
         let unacknowledged = after.counters.unacknowledged - before.counters.unacknowledged;
         if unacknowledged > 0.0 {
-            let log = self.processor.stderr();
+            let log = self.log();
             let why = log.lines().find(|line| line.contains("snapshots")).unwrap_or_default();
             println!("    {unacknowledged} batches were not acknowledged; the first: {why}");
         }
@@ -267,9 +415,21 @@ impl Served {
     }
 }
 
+/// Bytes of a report in the log: key, value, and what Kafka puts around each record of a batch.
+pub fn report_bytes() -> f64 {
+    let place = Place { lat_e7: 377_700_000, lon_e7: -1_224_100_000 };
+    let record = report("", &Codec::new(), (1, place));
+    let bytes = |part: Option<Vec<u8>>| part.map_or(0, |bytes| bytes.len());
+    as_f64(bytes(record.key) + bytes(record.value)) + RECORD_BYTES
+}
+
 /// A move as a record.
-pub fn report(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move) -> Outgoing {
-    let now = TimestampMs::now();
+pub fn report(topic: &str, codec: &Codec<LocationEvent>, made: Move) -> Outgoing {
+    report_at(topic, codec, made, TimestampMs::now())
+}
+
+/// A move at this time as a record.
+pub fn report_at(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move, now: TimestampMs) -> Outgoing {
     let position = Position {
         lat_e7: place.lat_e7,
         lon_e7: place.lon_e7,

@@ -26,6 +26,10 @@ const CENTRES: u32 = 20;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const CAUGHT_UP_LIMIT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(10);
+/// As a server that is to keep what it was given.
+const POSTGRES: &[&str] = &["fsync=on", "max_wal_size=4GB"];
+/// Of the topic whose reading is weighed.
+const PARTITIONS: i32 = 4;
 const COLUMNS: &str = "user_id, reported_at, received_at, lat, lon, accuracy_m, speed_mps, heading_deg, cell, topic, \
                        kafka_partition, kafka_offset";
 
@@ -79,10 +83,10 @@ struct Bench {
 /// Runs and prints.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let broker = tokio::task::spawn_blocking(Broker::start).await.context("starting Kafka")??;
-    let postgres = Postgres::start_with(&["fsync=on", "max_wal_size=4GB"])?;
+    let postgres = Postgres::start_with(POSTGRES)?;
     println!("{} reports a run, {} pairs, {}", settings.reports, settings.pairs, postgres.psql("select version()")?);
     for partitions in &settings.partitions {
-        let mut bench = Bench::start(&broker, &postgres, *partitions, settings).await?;
+        let mut bench = Bench::start(&broker, &postgres, *partitions, &settings.sink_arguments).await?;
         if settings.delay {
             bench.delay(&postgres).await?;
         } else {
@@ -93,12 +97,32 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a million rows cost: CPU-seconds of the sink and of Postgres; and bytes of a row, with its indexes.
+pub struct Cost {
+    pub client_s: f64,
+    pub postgres_s: f64,
+    pub bytes: f64,
+}
+
+/// Of a sink that catches up with so many reports.
+pub async fn cost(reports: usize) -> anyhow::Result<Cost> {
+    let broker = tokio::task::spawn_blocking(Broker::start).await.context("starting Kafka")??;
+    let postgres = Postgres::start_with(POSTGRES)?;
+    let mut bench = Bench::start(&broker, &postgres, PARTITIONS, "").await?;
+    let run = bench.catch_up(&postgres, reports).await?;
+    let size = "select sum(pg_total_relation_size(relid)) from pg_partition_tree('nearby.location_history')";
+    let bytes: f64 = postgres.psql(size)?.parse()?;
+    bench.sink.terminate()?;
+    let millions = run.rows / 1e6;
+    Ok(Cost { client_s: run.client_s / millions, postgres_s: run.postgres_s / millions, bytes: bytes / run.rows })
+}
+
 impl Bench {
     async fn start(
         broker: &Broker,
         postgres: &Postgres,
         partitions: i32,
-        settings: &Settings,
+        sink_arguments: &str,
     ) -> anyhow::Result<Bench> {
         let (brokers, prefix) = (broker.bootstrap(), format!("p{partitions}."));
         let kafka = Kafka::at(brokers.clone(), &prefix);
@@ -106,7 +130,7 @@ impl Bench {
         let listen = format!("127.0.0.1:{}", nearby_e2e::ports::free_port()?);
         let database = postgres.url();
         let arguments = ["sink", "--brokers", &brokers, "--topic-prefix", &prefix, "--listen", &listen];
-        let more = settings.sink_arguments.split_whitespace();
+        let more = sink_arguments.split_whitespace();
         let arguments: Vec<&str> = arguments.into_iter().chain(more).collect();
         let mut sink = Nearby::start(&arguments, &[("NEARBY_DATABASE_URL", &database)])?;
         sink.wait_line("ready ", START_LIMIT)?;

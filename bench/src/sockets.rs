@@ -61,7 +61,11 @@ pub struct BareSettings {
 
 /// Prints both.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    idle(settings.idle).await?;
+    println!(
+        "{} idle sockets: {:.1} KiB each in the gateway's process",
+        settings.idle,
+        idle_bytes(settings.idle).await? / 1024.0
+    );
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     let time = Duration::from_secs(settings.duration_s);
     for _ in 0..settings.runs {
@@ -84,7 +88,8 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn idle(count: usize) -> anyhow::Result<()> {
+/// Resident bytes of the gateway's process for each of so many sockets.
+pub async fn idle_bytes(count: usize) -> anyhow::Result<f64> {
     let edge = Edge::start(&["--accept-rate-per-s", "50000"])?;
     let pid = edge.gateway.nearby.pid();
     let mut lines = connect(&edge, 1..=WARM_UP).await?;
@@ -93,13 +98,7 @@ async fn idle(count: usize) -> anyhow::Result<()> {
     lines.extend(connect(&edge, WARM_UP + 1..=WARM_UP + count).await?);
     tokio::time::sleep(SETTLE).await;
     let after = cpu::resident_bytes(pid)?;
-    println!(
-        "{count} idle sockets: {:.1} KiB each in the gateway's process ({:.0} MiB before, {:.0} MiB with them)",
-        (after as f64 - before as f64) / count as f64 / 1024.0,
-        before as f64 / 1024.0 / 1024.0,
-        after as f64 / 1024.0 / 1024.0,
-    );
-    Ok(())
+    Ok((after as f64 - before as f64) / count as f64)
 }
 
 /// With the first two frames read: welcome and snapshot.
@@ -124,11 +123,12 @@ async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow:
     Ok(lines)
 }
 
+/// Of a server that sends as fast as it goes.
 #[derive(Clone, Copy)]
-struct Figures {
+pub struct Figures {
     frames_per_s: f64,
     /// CPU time of the server for a frame, in microseconds.
-    cpu_us: f64,
+    pub cpu_us: f64,
 }
 
 impl Figures {
@@ -138,7 +138,7 @@ impl Figures {
 }
 
 /// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves; also returns a frame.
-async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
+pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
     let edge = Edge::start(&["--flush-ms", "0", "--accept-rate-per-s", "50000"])?;
     let lines = connect(&edge, 1..=sockets).await?;
     let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");

@@ -1,6 +1,6 @@
 //! The command line. Every setting is a flag and an environment variable `NEARBY_…`.
 
-use crate::{dead_letters, embedded, friends, history, replay, run, services, simulate, tail, token, topics};
+use crate::{capacity, dead_letters, embedded, friends, history, replay, run, services, simulate, tail, token, topics};
 use clap::{Parser, Subcommand};
 
 /// Shows people which friends are within 8 km, as they move.
@@ -39,7 +39,9 @@ pub enum Command {
     /// People's data in the history: keep, erase, export
     #[command(subcommand)]
     History(history::HistoryCommand),
-    /// Simulated clients over the public API: walkers, or recorded check-ins
+    /// Machines for given users, friends and rate, from measured costs
+    Capacity(capacity::CapacitySettings),
+    /// Simulated clients over the public API: walkers, or recorded check-ins and taxis
     Simulate(simulate::SimulateSettings),
     /// Print a token
     Token(token::TokenSettings),

@@ -3,6 +3,7 @@
 //! Exit codes: 0 ended in order; 2 a setting is wrong (flag, file, busy port); 1 anything else, such as a broker or a
 //! database that cannot be reached.
 
+mod capacity;
 mod cli;
 mod dead_letters;
 mod decoded;
@@ -70,6 +71,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Tail(settings) => tail::tail(settings).await,
         Command::DeadLetters(command) => dead_letters::dead_letters(command).await,
         Command::History(command) => history::history(command).await,
+        Command::Capacity(settings) => capacity::capacity(&settings),
         Command::Simulate(settings) => simulate::simulate(settings).await,
         Command::Token(settings) => token::token(&settings),
         Command::EmbeddedDatabase(settings) => embedded::database_keeper::keep(settings).await,

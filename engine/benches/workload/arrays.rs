@@ -115,7 +115,7 @@ fn address(user: u32) -> Address {
 }
 
 /// The cheap test: a box of coordinates around a circle, far from the poles and the 180th meridian.
-struct Bounds {
+pub struct Bounds {
     centre: Place,
     lat_max_e7: u32,
     lon_max_e7: u32,
@@ -123,7 +123,7 @@ struct Bounds {
 
 impl Bounds {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a box is some thousand metres")]
-    fn around(centre: Place, radius_m: f64) -> Bounds {
+    pub fn around(centre: Place, radius_m: f64) -> Bounds {
         let lat_max_e7 = (radius_m / EARTH_RADIUS_M).to_degrees() * 1e7 + 1.0;
         // The circle is widest a little towards the pole.
         let lon_max_e7 = lat_max_e7 / centre.lat().to_radians().cos() * 1.01;
@@ -131,7 +131,7 @@ impl Bounds {
     }
 
     #[inline]
-    fn holds(&self, place: Place) -> bool {
+    pub fn holds(&self, place: Place) -> bool {
         self.centre.lat_e7.abs_diff(place.lat_e7) <= self.lat_max_e7
             && self.centre.lon_e7.abs_diff(place.lon_e7) <= self.lon_max_e7
     }

@@ -209,8 +209,16 @@ impl Figures {
         Figures(figures)
     }
 
+    pub fn minimum(&self) -> f64 {
+        self.0[0]
+    }
+
     pub fn median(&self) -> f64 {
         self.0[self.0.len() / 2]
+    }
+
+    pub fn maximum(&self) -> f64 {
+        self.0[self.0.len() - 1]
     }
 }
 

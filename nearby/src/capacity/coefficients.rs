@@ -1,0 +1,93 @@
+//! Costs, one by one, as a file holds them.
+
+use serde::{Deserialize, Serialize};
+
+/// What was measured, by `nearby-bench capacity`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Coefficients {
+    /// On which machine, and when.
+    pub measured: String,
+    pub processor: Processor,
+    pub broker: Broker,
+    pub gateway: Gateway,
+    pub ingest: Ingest,
+    pub sink: Sink,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processor {
+    /// CPU-seconds a second of one that reads a little all the time: it wakes up for it.
+    pub awake_cpu_s: f64,
+    /// CPU-seconds more to hear a million reports of people whom no viewer has as a friend.
+    pub hear_cpu_s: f64,
+    /// Of that, in the thread that reads: a process has one.
+    pub read_cpu_s: f64,
+    /// CPU-seconds for a million tests of a pair of connected friends.
+    pub test_cpu_s: f64,
+    /// CPU-seconds for a million notices: friends who moved or left, and viewers' own places.
+    pub tell_cpu_s: f64,
+    /// CPU-seconds to close and send a million batches.
+    pub batch_cpu_s: f64,
+    /// Tests and notices cost so many times more with a million viewers in a process than with [`FEW_VIEWERS`]: the cache.
+    pub cache_factor: f64,
+    /// Bytes of a process that holds nothing.
+    pub base_bytes: f64,
+    /// Bytes for each friend in the list of a user who is not connected.
+    pub list_bytes: f64,
+    /// Bytes more for each friend in the list of a connected user: the index and the bits.
+    pub index_bytes: f64,
+    /// Bytes for each user who has a position. Each processor has all of them.
+    pub position_bytes: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Broker {
+    /// CPU-seconds a second of one that takes a little in all the time.
+    pub awake_cpu_s: f64,
+    /// CPU-seconds more a second for each reader of a little all the time.
+    pub reader_cpu_s: f64,
+    /// CPU-seconds to take a million reports in, many in a request, one copy.
+    pub report_cpu_s: f64,
+    /// CPU-seconds to hand a million reports to one reader.
+    pub read_cpu_s: f64,
+    /// CPU-seconds to take a million notices in, one copy.
+    pub notice_cpu_s: f64,
+    /// CPU-seconds for a million requests to write, however little is in them, one copy. Each batch is one.
+    pub request_cpu_s: f64,
+    /// Bytes of a report in the log.
+    pub report_bytes: f64,
+    /// Bytes of a notice in the log.
+    pub notice_bytes: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// CPU-seconds for a million frames to sockets.
+    pub frame_cpu_s: f64,
+    /// Bytes of an idle socket.
+    pub socket_bytes: f64,
+    /// Bytes of a frame that tells one friend, with TCP/IP around it.
+    pub frame_bytes: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ingest {
+    /// CPU-seconds of an ingest or gateway that takes a million reports in and has them acknowledged.
+    pub report_cpu_s: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sink {
+    /// CPU-seconds of the sink for a million rows.
+    pub row_cpu_s: f64,
+    /// CPU-seconds of Postgres for a million rows.
+    pub postgres_row_cpu_s: f64,
+    /// Bytes of a row with its indexes.
+    pub row_bytes: f64,
+}
