@@ -1,4 +1,5 @@
-//! Reports that are posted to the ingest, a thousand a request, each request until it is acknowledged; and which of them were.
+//! Reports that are posted to the ingest, a thousand a request, and after each request a withdrawal, each until it is acknowledged;
+//! and which of them were.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -25,11 +26,17 @@ const BEGAN_AGO_MS: i64 = 6 * DAY_MS;
 /// From one report of a user to the next.
 const STEP_MS: i64 = 20_000;
 
-/// The reports, by number.
+/// So many of the users withdraw, in turn, each at times at which nobody reports.
+const WITHDRAWING: usize = 16;
+const WITHDRAWN_MS: i64 = STEP_MS / 2;
+
+/// The reports, by number, and the withdrawals, by that of their request.
 #[derive(Debug)]
 pub struct Posted {
-    url: String,
+    ingest: String,
     token: String,
+    /// Of those who withdraw.
+    tokens: Vec<String>,
     pause: Duration,
     began_ms: i64,
     next: AtomicUsize,
@@ -44,8 +51,9 @@ impl Posted {
     pub fn new(ingest: &str, pause: Duration) -> anyhow::Result<Posted> {
         let now_ms = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
         Ok(Posted {
-            url: format!("{ingest}/v1/locations"),
+            ingest: ingest.to_owned(),
             token: token(SECRET, 0, "ingest:any")?,
+            tokens: (0..WITHDRAWING as i64).map(|user| token(SECRET, user, "")).collect::<Result<_, _>>()?,
             pause,
             began_ms: now_ms - BEGAN_AGO_MS,
             next: AtomicUsize::new(0),
@@ -69,26 +77,31 @@ impl Posted {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Posts one request until it is acknowledged.
+    /// Posts one request until it is acknowledged, and then a withdrawal.
     pub async fn post(&self) -> anyhow::Result<()> {
-        let bearer = format!("Bearer {}", self.token);
-        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
         let first = self.next.fetch_add(AT_ONCE, Ordering::Relaxed);
-        let body = self.body(first);
+        self.send("POST", "locations", &self.token, self.body(first), AT_ONCE).await?;
+        let (user, at_ms) = self.withdrawal(first);
+        let body = format!("{{\"reported_at_ms\":{at_ms}}}");
+        self.send("DELETE", "location", &self.tokens[user], body, 1).await?;
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(first);
+        Ok(())
+    }
+
+    async fn send(&self, method: &str, path: &str, token: &str, body: String, count: usize) -> anyhow::Result<()> {
+        let (url, bearer) = (format!("{}/v1/{path}", self.ingest), format!("Bearer {token}"));
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
         loop {
-            let answer =
-                http::request("POST", &self.url, &headers, body.clone()).await.context("the ingest answers")?;
+            let answer = http::request(method, &url, &headers, body.clone()).await.context("the ingest answers")?;
             match answer.status {
-                202 => break,
+                202 => return Ok(()),
                 503 => {
-                    self.refused.fetch_add(AT_ONCE, Ordering::Relaxed);
+                    self.refused.fetch_add(count, Ordering::Relaxed);
                     tokio::time::sleep(RETRY).await;
                 }
                 other => bail!("status {other}: {}", answer.text()),
             }
         }
-        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(first);
-        Ok(())
     }
 
     /// How many reports were answered with 503, each time.
@@ -96,7 +109,7 @@ impl Posted {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// How many were acknowledged.
+    /// How many were acknowledged, but for the withdrawals.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len() * AT_ONCE
     }
@@ -125,23 +138,43 @@ impl Posted {
         (user as i64, at_ms, (lat_e7 as i64 - 900_000_000) as i32, (lon_e7 as i64 - 1_800_000_000) as i32)
     }
 
-    /// Holds that every acknowledged report is among these, as it was sent. How often the most frequent one is there.
+    /// User and time of the withdrawal that follows a request tell its number.
+    fn withdrawal(&self, first: usize) -> (usize, i64) {
+        let request = first / AT_ONCE;
+        let (user, round) = (request % WITHDRAWING, request / WITHDRAWING);
+        (user, self.began_ms + (user % DAYS) as i64 * DAY_MS + round as i64 * STEP_MS + WITHDRAWN_MS)
+    }
+
+    /// Holds that every acknowledged report and withdrawal is among these, as it was sent. How often the most frequent one is there.
     pub fn are_all_among<'a>(&self, logged: impl Iterator<Item = &'a Report>) -> anyhow::Result<usize> {
-        let mut times = vec![0_u8; self.next.load(Ordering::Relaxed)];
+        let posted = self.next.load(Ordering::Relaxed);
+        let (mut times, mut withdrawn) = (vec![0_u8; posted], vec![0_u8; posted / AT_ONCE]);
         for report in logged {
             let user = usize::try_from(report.user)?;
-            let round = (report.reported_at_ms - self.began_ms - (user % DAYS) as i64 * DAY_MS) / STEP_MS;
-            let number = usize::try_from(round)? * USERS + user;
+            let since_ms = report.reported_at_ms - self.began_ms - (user % DAYS) as i64 * DAY_MS;
+            let round = usize::try_from(since_ms / STEP_MS)?;
             let found = report.place.map(|place| (report.user, report.reported_at_ms, place.lat_e7, place.lon_e7));
-            ensure!(number < times.len() && found == Some(self.report(number)), "nobody sent {report:?}");
-            times[number] = times[number].saturating_add(1);
+            let number = round * USERS + user;
+            let request = round * WITHDRAWING + user;
+            let is_sent = match found {
+                Some(_) => number < times.len() && found == Some(self.report(number)),
+                None => {
+                    request < withdrawn.len() && self.withdrawal(request * AT_ONCE) == (user, report.reported_at_ms)
+                }
+            };
+            ensure!(is_sent, "nobody sent {report:?}");
+            let seen = if found.is_some() { &mut times[number] } else { &mut withdrawn[request] };
+            *seen = seen.saturating_add(1);
         }
         let acknowledged = self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         for first in acknowledged.iter() {
             if let Some(missing) = (*first..first + AT_ONCE).find(|number| times[*number] == 0) {
                 bail!("acknowledged, and not in the log: {:?}", self.report(missing));
             }
+            if withdrawn[first / AT_ONCE] == 0 {
+                bail!("an acknowledged withdrawal that is not in the log: {:?}", self.withdrawal(*first));
+            }
         }
-        Ok(times.into_iter().max().unwrap_or(0).into())
+        Ok(times.into_iter().chain(withdrawn).max().unwrap_or(0).into())
     }
 }

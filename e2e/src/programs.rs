@@ -26,6 +26,13 @@ pub fn python_with(program: &str, args: &[&str], input: &str) -> anyhow::Result<
     output(command, input)
 }
 
+/// What a program in `e2e/python` prints that takes settings from its environment. Blocks.
+pub fn python_in(envs: &[(&str, &str)], program: &str, args: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new(tools::made("python/bin/python")?);
+    command.arg(format!("e2e/python/{program}")).args(args).envs(envs.iter().copied());
+    output(command, "")
+}
+
 /// AsyncAPI's own schema of version 3.0.0, out of its package.
 pub fn asyncapi_schema() -> anyhow::Result<PathBuf> {
     tools::made("node/node_modules/@asyncapi/specs/schemas/3.0.0.json")

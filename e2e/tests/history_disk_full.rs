@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use nearby_e2e::cluster::Service;
 use nearby_e2e::history::{Logged, log_end};
 use nearby_e2e::kafka::Kafka;
@@ -26,10 +26,13 @@ const FULL: Duration = Duration::from_secs(8);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_waited_for() -> anyhow::Result<()> {
-    let Some(disk) = SmallDisk::mount(DISK_MIB)? else {
-        println!("NOT RUN: only root can mount the small disk of this test");
+    // `make test` sets it for whoever is not root, and says at its end what was not run.
+    if std::env::var("NO_SMALL_DISK").is_ok_and(|value| !value.is_empty()) {
+        println!("NOT RUN: NO_SMALL_DISK is set");
         return Ok(());
-    };
+    }
+    let disk = SmallDisk::mount(DISK_MIB)?;
+    let disk = disk.context("only root can mount the small disk of this test: NO_SMALL_DISK=1 leaves it out")?;
     let (kafka, postgres) = (Kafka::start()?, Postgres::start()?);
     let brokers = kafka.bootstrap();
     let mut create = Nearby::start(&["topics", "create", "--partitions", "4"], &[("NEARBY_BROKERS", &brokers)])?;
@@ -93,7 +96,7 @@ fn the_judge_sees_what_is_wrong(logged: &Logged, postgres: &Postgres) -> anyhow:
         (
             row("user_id = user_id + 1"),
             row("user_id = user_id - 1"),
-            "1 faults in a history of 150000 records: (1, 7) is Report",
+            "1 faults in a history of 150150 records: (1, 7) is Report",
         ),
         (
             row("reported_at = reported_at + interval '1 ms'"),
@@ -101,7 +104,7 @@ fn the_judge_sees_what_is_wrong(logged: &Logged, postgres: &Postgres) -> anyhow:
             "(1, 7) is Report",
         ),
         (offset("+ 1"), offset("- 1"), "the sink's offsets are"),
-        (row("topic = 'another'"), String::new(), "1 faults in a history of 150000 records: (1, 7) is missing"),
+        (row("topic = 'another'"), String::new(), "1 faults in a history of 150150 records: (1, 7) is missing"),
     ] {
         postgres.psql(&harm)?;
         let said = logged.is_history_of(&postgres.url()).err().map(|error| error.to_string()).unwrap_or_default();

@@ -148,6 +148,7 @@ fn one_persons_data_open_in_other_tools() -> anyhow::Result<()> {
     }
     ensure!(read("pyarrow", &history.file("empty.parquet"), &[], 2)?.1.is_empty());
     ensure!(read("gdal", &history.file("empty.gpx"), &["track_points"], 2)?.1.is_empty());
+    ensure!(points_of_gpx(&history.file("empty.gpx"))? == 0);
     Ok(())
 }
 
@@ -181,7 +182,13 @@ fn fixes_open_in_maps(history: &History, user: i64) -> anyhow::Result<()> {
         .collect();
     let expected = expected.join("\n");
     ensure!(rows == expected, "{rows}\nexpected\n{expected}");
+    ensure!(points_of_gpx(&gpx)? == segments.len());
     Ok(())
+}
+
+/// How many, if it is GPX 1.1 by the rules of its schema.
+fn points_of_gpx(file: &Path) -> anyhow::Result<usize> {
+    Ok(python("gpx.py", &[&file.display().to_string()])?.trim().parse()?)
 }
 
 #[test]

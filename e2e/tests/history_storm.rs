@@ -1,7 +1,7 @@
 //! History exactly once on real Kafka and Postgres: while reports are posted to the ingest, sinks, the broker and Postgres are
 //! killed with -9, sinks freeze for longer than the group waits and come back as zombies, sinks join and leave, and the database is
 //! away. What happens when is drawn from a seed. At the end the history has every record of the log once, with its content,
-//! and every report that was acknowledged at least once; `nearby_e2e::history` is the judge.
+//! and every report and withdrawal that was acknowledged at least once; `nearby_e2e::history` is the judge.
 //!
 //! `make test` runs the short version, `make test-long` (`HISTORY_STORM=long`) one of 5,000,000 reports and more; both print what
 //! they measured. `HISTORY_SEED=…` repeats the draw of a seed.
@@ -38,6 +38,8 @@ const POSTERS: usize = 4;
 /// How much of it: short by default.
 struct Extent {
     rounds: usize,
+    /// Another sink was first so often, at least. A short one need not see it.
+    overtaken_min: usize,
     reports_min: usize,
     /// Of all posters together.
     pause: Duration,
@@ -51,6 +53,7 @@ impl Extent {
         match std::env::var("HISTORY_STORM").as_deref() {
             Err(_) | Ok("short") => Ok(Extent {
                 rounds: 1,
+                overtaken_min: 0,
                 reports_min: 100_000,
                 pause: Duration::from_millis(600),
                 database_away: s(5),
@@ -58,6 +61,7 @@ impl Extent {
             }),
             Ok("long") => Ok(Extent {
                 rounds: 4,
+                overtaken_min: 1,
                 reports_min: 5_000_000,
                 pause: Duration::from_millis(250),
                 database_away: s(60),
@@ -281,8 +285,11 @@ impl Storm {
         ensure!(letters == 0, "{letters} dead letters");
         let days = "select count(*) from pg_inherits where inhparent = 'nearby.location_history'::regclass";
         let days = block_in_place(|| self.postgres.psql(days))?;
+        ensure!(self.overtaken() >= extent.overtaken_min, "no sink met another one: this storm was too mild");
+        let withdrawals = logged.reports().filter(|report| report.place.is_none()).count();
+        ensure!(withdrawals > 0, "nobody withdrew");
         println!(
-            "{} reports acknowledged in {:.0} s, {} records in the log (a report at most {most} times): each in history once, with \
+            "{} reports acknowledged in {:.0} s, {} records in the log ({withdrawals} of them withdrawals; one at most {most} times): each in history once, with \
              its content, over {days} days; caught up after {:.1} s; {} sinks, another one was first {} times; judged in {:.0} s",
             self.posted.acknowledged(),
             fed.as_secs_f64(),

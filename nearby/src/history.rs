@@ -99,13 +99,27 @@ enum State {
     Detached,
 }
 
-/// Every table of the history, oldest first: its partitions, and those that a run has only detached.
-async fn tables(connection: &mut PgConnection) -> anyhow::Result<Vec<(String, State)>> {
-    let rows: Vec<(String, Option<bool>)> = sqlx::query_as(
-        "SELECT c.relname::text, i.inhdetachpending FROM pg_class c \
-         LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'nearby.location_history'::regclass \
-         WHERE c.relnamespace = 'nearby'::regnamespace AND c.relkind = 'r' \
-           AND (i.inhrelid IS NOT NULL OR c.relname ~ '^location_history_[0-9]{8}$') ORDER BY c.relname",
+/// A table with rows of the history.
+#[derive(Clone, Debug)]
+struct DayTable {
+    /// As it is called.
+    name: String,
+    /// With its schema, as SQL has it: somebody may have made one by hand, with any name.
+    sql: String,
+    state: State,
+}
+
+/// Every table of the history, by name: its partitions and theirs, and those that a run has only detached.
+async fn tables(connection: &mut PgConnection) -> anyhow::Result<Vec<DayTable>> {
+    let rows: Vec<(String, String, Option<bool>)> = sqlx::query_as(
+        "WITH RECURSIVE part AS ( \
+           SELECT inhrelid, inhdetachpending FROM pg_inherits WHERE inhparent = 'nearby.location_history'::regclass \
+           UNION ALL SELECT i.inhrelid, false FROM part JOIN pg_inherits i ON i.inhparent = part.inhrelid) \
+         SELECT c.relname::text, format('%I.%I', n.nspname, c.relname), part.inhdetachpending \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN part ON part.inhrelid = c.oid \
+         WHERE c.relkind = 'r' \
+           AND (part.inhrelid IS NOT NULL OR (n.nspname = 'nearby' AND c.relname ~ '^location_history_[0-9]{8}$')) \
+         ORDER BY c.relname",
     )
     .fetch_all(connection)
     .await
@@ -115,7 +129,7 @@ async fn tables(connection: &mut PgConnection) -> anyhow::Result<Vec<(String, St
         Some(true) => State::Detaching,
         None => State::Detached,
     };
-    Ok(rows.into_iter().map(|(name, pending)| (name, state(pending))).collect())
+    Ok(rows.into_iter().map(|(name, sql, pending)| DayTable { name, sql, state: state(pending) }).collect())
 }
 
 /// A number as people read it: 1,234,567.

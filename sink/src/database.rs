@@ -1,14 +1,20 @@
 //! The history database: how to get in, and its schema.
 
+use crate::days::is_contended;
 use crate::error::SinkError;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, PgConnection, SqlSafeStr};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long Postgres may take to let us in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// For so long others' locks may keep a migration from its tables; then who started it has to say who they are.
+const MIGRATION_LIMIT: Duration = Duration::from_secs(300);
+const MIGRATION_RETRY: Duration = Duration::from_secs(1);
+/// Everybody who comes after a migration waits behind it for as long.
+const MIGRATION_SESSION: &str = "SET lock_timeout = '3s'";
 /// A sink whose host vanishes in the middle of a transaction holds the offsets' rows for about half a minute, and one that
 /// waits for them gives up before that. While Postgres waits for the rows of a COPY only TCP notices that a peer is gone.
 const SESSION: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '20s'; \
@@ -20,6 +26,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "analysts", include_str!("../migrations/0003_analysts.sql")),
     (4, "faster views", include_str!("../migrations/0004_faster_views.sql")),
     (5, "geography", include_str!("../migrations/0005_geography.sql")),
+    (6, "listed by", include_str!("../migrations/0006_listed_by.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.
@@ -52,8 +59,23 @@ impl Database {
     /// # Errors
     /// [`SinkError::DatabaseUnreachable`], [`SinkError::Migration`].
     pub async fn migrate(&self) -> Result<(), SinkError> {
+        let began = Instant::now();
+        loop {
+            match self.migrate_once().await {
+                // Another sink migrates, or somebody reads what is changed. Nothing of this migration is there yet.
+                Err(SinkError::Migration { source, .. }) if is_busy(&source) && began.elapsed() < MIGRATION_LIMIT => {
+                    tracing::warn!(%source, "others have what a migration changes locked: tries again");
+                    tokio::time::sleep(MIGRATION_RETRY).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn migrate_once(&self) -> Result<(), SinkError> {
         // A connection of its own: should a migration fail, its lock ends with the connection.
         let mut connection = self.connection().await.map_err(|reason| self.unreachable(reason))?;
+        connection.execute(MIGRATION_SESSION).await.map_err(|error| self.unreachable(one_line(&error)))?;
         let migrations = MIGRATIONS.iter().map(|(version, description, sql)| {
             Migration::new(*version, (*description).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
         });
@@ -90,6 +112,13 @@ impl Database {
 
     fn unreachable(&self, reason: String) -> SinkError {
         SinkError::DatabaseUnreachable { server: self.server(), reason }
+    }
+}
+
+fn is_busy(error: &MigrateError) -> bool {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => is_contended(error),
+        _ => false,
     }
 }
 

@@ -3,12 +3,19 @@
 use nearby_schemas::TimestampMs;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 const DAY_MS: i64 = 86_400_000;
-/// Sinks that create partitions take turns by this key; "nearby" and "days" in ASCII would not say more.
+/// Whoever attaches or detaches partitions takes turns by this key, sinks and `nearby history retain`.
 const ADVISORY_LOCK: i64 = 0x6e65_6172_6279_0001;
-/// How long others' locks and snapshots are waited for; then the batch is tried again, and a log line says why.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '10s'";
+/// How often the turn is asked for, and how long; then the batch is tried again, and a log line says why.
+const TURN_POLL: Duration = Duration::from_millis(20);
+const TURN_LIMIT: Duration = Duration::from_secs(10);
+/// How long others' locks and snapshots are waited for at once.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '6s'";
+/// Somebody else's lock or a deadlock ends a try, of which there are so many at once.
+const TRIES_MAX: u32 = 3;
+const RETRY: Duration = Duration::from_millis(200);
 
 /// A UTC day, counted from 1970-01-01.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,13 +59,63 @@ impl Day {
     }
 }
 
+/// Whether Postgres ended a statement because of others' locks: `lock_not_available`, `deadlock_detected`. It may work the next time.
+pub fn is_contended(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|refusal| refusal.code());
+    matches!(code.as_deref(), Some("55P03" | "40P01"))
+}
+
+/// Waits for the turn to attach or detach partitions; it lasts until [`end_turn`] or the connection's end. False: not within
+/// the limit.
+///
+/// By asking again and again: who waits for a lock keeps a snapshot meanwhile, and finishing an interrupted detachment waits for
+/// all snapshots. That would be a deadlock.
+pub async fn take_turn(connection: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+    let asked = Instant::now();
+    loop {
+        let ask = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(ADVISORY_LOCK);
+        if ask.fetch_one(&mut *connection).await? {
+            return Ok(true);
+        }
+        if asked.elapsed() >= limit {
+            return Ok(false);
+        }
+        tokio::time::sleep(TURN_POLL).await;
+    }
+}
+
+/// Lets others have their turn.
+pub async fn end_turn(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT pg_advisory_unlock($1)").bind(ADVISORY_LOCK).execute(connection).await.map(drop)
+}
+
 /// Creates the partitions of these days, unless they are there. Any number of connections may do this at once.
 ///
 /// `nearby history retain` may have been interrupted while it removed one: half detached it takes no rows, so it is
 /// detached wholly, and attached again with the rows that it has. The next run removes it.
 pub async fn create(connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), sqlx::Error> {
+    for _ in 1..TRIES_MAX {
+        match create_in_turn(connection, days).await {
+            Err(error) if is_contended(&error) => tracing::info!(%error, "others have the history locked: tries again"),
+            ended => return ended,
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+    create_in_turn(connection, days).await
+}
+
+async fn create_in_turn(connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), sqlx::Error> {
+    if !take_turn(connection, TURN_LIMIT).await? {
+        let because = format!("others attach or detach days of the history for {} s already", TURN_LIMIT.as_secs());
+        return Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, because)));
+    }
+    let created = create_now(connection, days).await;
+    let ended = end_turn(connection).await;
+    created.and(ended)
+}
+
+async fn create_now(connection: &mut PgConnection, days: &BTreeSet<Day>) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *transaction).await?;
     transaction.execute(LOCK_TIMEOUT).await?;
     let partitions: Vec<(String, bool)> = sqlx::query_as(
         "SELECT c.relname::text, i.inhdetachpending FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \

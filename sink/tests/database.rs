@@ -10,6 +10,7 @@ use nearby_sink::record::{Content, Log, Record};
 use nearby_sink::write::{Session, WriteError, Written};
 use nearby_sink::{SinkError, connect};
 use sqlx::{Connection, Executor, PgConnection};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "location-events";
@@ -96,6 +97,23 @@ async fn a_day_whose_removal_was_interrupted_takes_rows_again() {
     assert_eq!(psql(&postgres, "select count(*) from pg_inherits where inhdetachpending"), "1");
     let batcher = batch(1, vec![event(2, None)]);
     assert_eq!(write(&mut session(&postgres).await, &batcher, Some(1)).await, Ok(Written::Rows(1)));
+    assert_eq!(psql(&postgres, "select count(*) from nearby.location_history"), "2");
+
+    // Half detached again, and many sinks want it back at once.
+    let mut reading = reader.begin().await.expect("begins");
+    reading.execute("select count(*) from nearby.location_history").await.expect("reads");
+    assert!(retain.execute(sqlx::AssertSqlSafe(format!("{detach} concurrently"))).await.is_err());
+    let mut sinks = Vec::new();
+    for _ in 0..4 {
+        let mut session = session(&postgres).await;
+        sinks.push(tokio::spawn(async move { session.ensure_days(std::iter::empty(), NOON).await }));
+    }
+    // By now one of them is at it, and waits for the reader; the others wait for the one.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    reading.rollback().await.expect("ends");
+    for sink in sinks {
+        assert_eq!(sink.await.expect("no panic"), Ok(()), "no deadlock");
+    }
     assert_eq!(psql(&postgres, "select count(*) from nearby.location_history"), "2");
 
     // Detached, but not dropped.
@@ -221,6 +239,30 @@ async fn many_start_at_once_and_all_of_them_make_the_same_partitions() {
     assert_eq!(psql(&postgres, indexes), "3");
     let migrations = std::fs::read_dir("migrations").expect("the crate's folder").count();
     assert_eq!(psql(&postgres, "select count(*) from nearby._sqlx_migrations"), migrations.to_string());
+}
+
+/// As an analyst who reads for long what a migration changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_finds_others_locks_is_tried_again() {
+    let (postgres, database) = migrated().await;
+    psql(&postgres, "delete from nearby._sqlx_migrations where version = 6; drop function nearby.listed_by");
+    psql(&postgres, "drop index nearby.friend_lists_friends");
+    let mut holder = PgConnection::connect(&postgres.url()).await.expect("a connection");
+    let mut holding = holder.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE nearby.friend_lists").execute(&mut *holding).await.expect("a lock");
+    let migrating = tokio::spawn(async move { database.migrate().await });
+    let waiting = "select pid from pg_locks where not granted and relation = 'nearby.friend_lists'::regclass";
+    let mut tries = BTreeSet::new();
+    let start = Instant::now();
+    while tries.len() < 2 {
+        tries.extend(psql(&postgres, waiting).lines().map(str::to_owned));
+        assert!(start.elapsed() < Duration::from_secs(30) && !migrating.is_finished(), "tried by {tries:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    holding.rollback().await.expect("ended");
+    migrating.await.expect("no panic").expect("migrated");
+    assert_eq!(psql(&postgres, "select max(version) from nearby._sqlx_migrations"), "6");
+    assert_eq!(psql(&postgres, "select to_regclass('nearby.friend_lists_friends') is not null"), "t");
 }
 
 #[tokio::test(flavor = "multi_thread")]

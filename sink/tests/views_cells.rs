@@ -3,6 +3,7 @@
 mod common;
 
 use common::migrated;
+use nearby_e2e::programs::root;
 use nearby_e2e::{postgres, programs};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,6 +93,50 @@ async fn analysts_read_everything_and_change_nothing() {
         let error = format!("{:#}", anna(change).expect_err(change));
         assert!(error.contains("permission denied") || error.contains("must be owner"), "{change}: {error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn analysts_read_nothing_else_and_others_do_not_read_the_history() {
+    let (postgres, _database) = migrated().await;
+    let roles = "create role anna login password 'anna' in role nearby_analyst; create role carl login password 'carl'";
+    postgres.psql(roles).expect("roles");
+    postgres.psql("create database salaries").expect("a database");
+    postgres
+        .psql("create table public.salaries (of text); create schema hr; create table hr.files (of text)")
+        .expect("tables");
+    let url = |who: &str, database: &str| {
+        postgres.url().replace("nearby:nearby@", &format!("{who}:{who}@")).replace("/nearby", &format!("/{database}"))
+    };
+    let refused = |who: &str, database: &str, sql: &str| {
+        let error = format!("{:#}", postgres::psql(&url(who, database), sql).expect_err(sql));
+        assert!(error.contains("permission denied") || error.contains("must be superuser"), "{who}: {sql}: {error}");
+    };
+    for sql in [
+        "select * from public.salaries",
+        "select * from hr.files",
+        "select rolpassword from pg_authid",
+        "select pg_read_file('postgresql.conf')",
+        "copy nearby.friend_lists to program 'cat'",
+        "set role nearby",
+        "call nearby.add_geography()",
+    ] {
+        refused("anna", "nearby", sql);
+    }
+    for sql in
+        ["select * from nearby.fixes", "select * from nearby.cell_hours_k(10)", "select * from nearby.encounters_of(7)"]
+    {
+        refused("carl", "nearby", sql);
+    }
+    // What the document tells an administrator to do.
+    let document = std::fs::read_to_string(root().join("docs/analysts.md")).expect("the document");
+    let advice = document.split("```\n").find(|part| part.starts_with("REVOKE CONNECT")).expect("the advice");
+    assert_eq!(postgres::psql(&url("carl", "nearby"), "select 1").expect("everybody connects"), "1");
+    postgres.psql(advice).expect("it is done");
+    postgres.psql(&advice.lines().next().expect("the revocation").replace("nearby", "salaries")).expect("there too");
+    refused("carl", "nearby", "select 1");
+    refused("anna", "salaries", "select 1");
+    refused("anna", "nearby", "create temporary table mine ()");
+    assert_eq!(postgres::psql(&url("anna", "nearby"), "select count(*) from nearby.fixes").expect("she reads"), "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -75,6 +75,32 @@ async fn a_question_about_a_user_reads_rows_of_that_user_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_user_as_a_friend_is_found_by_the_index() {
+    let postgres = a_week().await;
+    // So many lists that reading all of them is the dearer way.
+    let lists = "insert into nearby.friend_lists
+                 select who, array(select 100 * n + who % 100 from generate_series(10, 60) as n), now()
+                 from generate_series(1000, 6000) as who; vacuum analyze nearby.friend_lists";
+    postgres.psql(lists).expect("lists");
+    for question in [
+        "select * from nearby.listed_by(7)",
+        "select * from nearby.encounters_of(7)",
+        // As `nearby history erase` has it.
+        "select count(*) from nearby.friend_lists where friends @> array[7::bigint] and user_id <> 7",
+    ] {
+        let plan = executed(&postgres, question);
+        let has = |words: &str| plan.iter().any(|line| line.contains(words));
+        assert!(has("Bitmap Index Scan on friend_lists_friends"), "{question}\n{}", plan.join("\n"));
+        assert!(!has("Seq Scan on friend_lists"), "{question}\n{}", plan.join("\n"));
+    }
+    let differences = "select count(*) from generate_series(1, 200) as who where
+        (select array_agg(listed_by.user_id order by listed_by.user_id) from nearby.listed_by(who)) is distinct from
+        (select array_agg(user_id order by user_id) from nearby.friend_lists where who = any (friends) and user_id <> who)";
+    assert_eq!(postgres.psql(differences).expect("an answer"), "0");
+    assert_ne!(postgres.psql("select count(*) from nearby.listed_by(7)").expect("an answer"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn encounters_of_one_user_are_those_of_the_view() {
     let postgres = a_week().await;
     let differences = "select count(*) from (

@@ -6,7 +6,7 @@
 //! again.
 
 use super::remains::{remains_compacted, remains_deleted};
-use super::{CLOCKS_APART_MS_MAX, DatabaseSettings, TIMED_OUT, Wait, code, grouped, maintain, tables};
+use super::{CLOCKS_APART_MS_MAX, DatabaseSettings, DayTable, TIMED_OUT, Wait, code, grouped, maintain, tables};
 use crate::log::{Log, LogError, Merged, Span};
 use crate::moments::Rfc3339;
 use crate::wiring;
@@ -79,7 +79,8 @@ pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
         println!("{} would be removed", found.text(user));
         println!("{} would be ended", sessions_text(&sessions));
         println!("what the sink has not written yet is not counted");
-        return print_remains(&mut connection, &kafka, user, TimestampMs::now()).await;
+        print_remains(&mut connection, &kafka, user, TimestampMs::now()).await;
+        return Ok(());
     }
     let withdrawn_at = TimestampMs::now();
     let appender = Appender::new(&kafka)?;
@@ -97,11 +98,16 @@ pub async fn erase(settings: EraseSettings) -> anyhow::Result<()> {
     };
     println!("{} rows and {list} of user {user} removed from the history", grouped(rows));
     println!("{} ended", sessions_text(&ended));
-    let left = count(&mut connection, user).await?;
-    if left.rows > 0 || left.friends.is_some() {
-        println!("{} came after the call: this is new data and stays", left.text(user));
+    // It is done, whatever can't be asked any more.
+    match count(&mut connection, user).await {
+        Ok(left) if left.rows > 0 || left.friends.is_some() => {
+            println!("{} came after the call: this is new data and stays", left.text(user));
+        }
+        Ok(_) => {}
+        Err(error) => println!("whether something came after the call is not known: {error:#}"),
     }
-    print_remains(&mut connection, &kafka, user, withdrawn_at).await
+    print_remains(&mut connection, &kafka, user, withdrawn_at).await;
+    Ok(())
 }
 
 /// Runs questions about the log, which block.
@@ -129,7 +135,7 @@ async fn count(connection: &mut PgConnection, user: UserId) -> anyhow::Result<Fo
     Ok(Found { rows, reported, friends: friends.context("looking for the friend list")? })
 }
 
-/// Lists of others with this person in them, which takes a look at every list: none if that takes too long.
+/// Lists of others with this person in them: none if that takes too long, as it may without the lists' index.
 async fn listed_by(connection: &mut PgConnection, user: UserId) -> anyhow::Result<Option<i64>> {
     let limit = format!("SET statement_timeout = {}", LISTS_LIMIT.as_millis());
     connection.execute(AssertSqlSafe(limit)).await.context("asking Postgres")?;
@@ -292,10 +298,10 @@ async fn remove(
     let topic = kafka.topics.location_events();
     let of_topic = ends.of_topic(&topic);
     let mut rows = 0;
-    for (table, _) in tables(connection).await? {
+    for DayTable { sql: table, .. } in tables(connection).await? {
         let removing = format!(
-            "DELETE FROM nearby.{table} WHERE ctid = ANY (ARRAY( \
-               SELECT ctid FROM nearby.{table} \
+            "DELETE FROM {table} WHERE ctid = ANY (ARRAY( \
+               SELECT ctid FROM {table} \
                WHERE user_id = $1 AND NOT (topic = $2 \
                  AND kafka_offset >= coalesce(($3::bigint[])[kafka_partition + 1], 0) \
                  AND extract(epoch FROM received_at) * 1000 >= $6) LIMIT $4)) \
@@ -321,25 +327,31 @@ async fn remove(
     Ok(rows)
 }
 
-async fn print_remains(
-    connection: &mut PgConnection,
-    kafka: &Kafka,
-    user: UserId,
-    now: TimestampMs,
-) -> anyhow::Result<()> {
-    let others = match listed_by(connection, user).await? {
-        Some(count) => format!("{} others", grouped(count)),
-        None => "others (too many lists to count)".to_owned(),
+/// Says all of it, and in the place of what cannot be asked why.
+async fn print_remains(connection: &mut PgConnection, kafka: &Kafka, user: UserId, now: TimestampMs) {
+    let others = match listed_by(connection, user).await {
+        Ok(Some(count)) => format!("{} others", grouped(count)),
+        Ok(None) => "others (too many lists to count)".to_owned(),
+        Err(error) => format!("others (how many is not known: {error:#})"),
     };
     let (events, lists, letters) =
         (kafka.topics.location_events(), kafka.topics.friend_lists(), kafka.topics.dead_letters());
-    let counted = ask(kafka, move |log, kafka| letters_of(log, kafka, user)).await?;
+    let (sessions, counted) =
+        (kafka.topics.sessions(), ask(kafka, move |log, kafka| letters_of(log, kafka, user)).await);
     println!("what remains elsewhere:");
     println!("- reports in {}", remains_deleted(&events, &settings_of(kafka, &events).await, now));
     println!("- the old friend list in {}", remains_compacted(&lists, &settings_of(kafka, &lists).await, now));
-    if counted > 0 {
-        let until = remains_deleted(&letters, &settings_of(kafka, &letters).await, now);
-        println!("- {counted} dead letters with this user's key in {until}; redriving them would bring them back");
+    println!(
+        "- on which gateways the user was in {}",
+        remains_compacted(&sessions, &settings_of(kafka, &sessions).await, now)
+    );
+    let letters = remains_deleted(&letters, &settings_of(kafka, &letters).await, now);
+    match counted {
+        Ok(0) => {}
+        Ok(count) => {
+            println!("- {count} dead letters with this user's key in {letters}; redriving them would bring them back");
+        }
+        Err(error) => println!("- perhaps dead letters with this user's key in {letters}: not known, {error:#}"),
     }
     println!("- the id in the friend lists of {others}: whose graph it is has to replace those");
     println!(
@@ -347,7 +359,6 @@ async fn print_remains(
          exports; backups of Postgres, and its own files until vacuum"
     );
     println!("what the user reports from now on is new data: take the account's tokens away first");
-    Ok(())
 }
 
 async fn settings_of(kafka: &Kafka, topic: &str) -> Result<BTreeMap<String, String>, String> {

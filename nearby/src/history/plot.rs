@@ -13,6 +13,7 @@ use sqlx::PgConnection;
 use std::path::{Path, PathBuf};
 
 const DAY_MS: i64 = 86_400_000;
+const HOUR_MS: i64 = 3_600_000;
 const HOURS: usize = 24;
 
 /// What to draw.
@@ -29,17 +30,17 @@ pub enum PlotCommand {
 pub struct CellsSettings {
     #[command(flatten)]
     database: DatabaseSettings,
-    /// From this moment, to the hour; RFC 3339 or milliseconds since 1970; by default all there is
+    /// From the hour of this moment; RFC 3339 or milliseconds since 1970; by default all there is
     #[arg(long, value_parser = moment, value_name = "MOMENT")]
     from: Option<TimestampMs>,
-    /// Up to this moment, to the hour
+    /// Up to the beginning of the hour of this moment
     #[arg(long, value_parser = moment, value_name = "MOMENT")]
     to: Option<TimestampMs>,
     /// Size of the cells: H3's resolution, 9 is about 0.1 km², 8 about 0.7, 7 about 5
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u8).range(4..=9))]
     resolution: u8,
-    /// Leave out each hour of a cell (of resolution 9) in which fewer people were
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    /// Leave out each hour of a cell (of resolution 9) in which fewer people were: 1 draws the homes of people who live alone too
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(i32).range(1..))]
     people_min: i32,
     /// The file to write
     #[arg(long, value_name = "FILE")]
@@ -78,8 +79,12 @@ async fn plot_cells(settings: CellsSettings) -> anyhow::Result<()> {
     let (Some(first_ms), Some(last_ms)) = (first_ms, last_ms) else {
         return Err(BadSetting("there is no history yet".to_owned()).into());
     };
-    let from = settings.from.unwrap_or(TimestampMs(first_ms - 3_600_000));
-    let to = settings.to.unwrap_or(TimestampMs(last_ms + 1));
+    // The hours of cells are whole ones.
+    let from = settings.from.map_or(hour_of(first_ms), |from| hour_of(from.0).max(hour_of(first_ms)));
+    let to = settings.to.map_or(hour_of(last_ms) + HOUR_MS, |to| hour_of(to.0).min(hour_of(last_ms) + HOUR_MS));
+    if from >= to {
+        return Err(BadSetting("there is no whole hour with history between --from and --to".to_owned()).into());
+    }
     let busy: Vec<(i64, i64)> = sqlx::query_as(
         "SELECT nearby.cell_parent(cell, $1) AS parent, sum(fixes)::bigint FROM nearby.cell_hours_k($2) \
          WHERE hour >= timestamptz 'epoch' + $3 * interval '1 ms' AND hour < timestamptz 'epoch' + $4 * interval '1 ms' \
@@ -87,19 +92,17 @@ async fn plot_cells(settings: CellsSettings) -> anyhow::Result<()> {
     )
     .bind(i32::from(settings.resolution))
     .bind(settings.people_min)
-    .bind(from.0)
-    .bind(to.0)
+    .bind(from)
+    .bind(to)
     .fetch_all(&mut connection)
     .await
     .context("asking how busy cells were")?;
-    let during =
-        format!("{} to {} UTC", minute(TimestampMs(from.0.max(first_ms))), minute(TimestampMs(to.0.min(last_ms))));
+    let during = format!("{} to {} UTC", minute(TimestampMs(from)), minute(TimestampMs(to)));
     let hidden = (settings.people_min > 1)
         .then(|| format!(", hours of cells with fewer than {} people left out", settings.people_min));
     let title = format!("Fixes per H3 cell of resolution {}", settings.resolution);
     let subtitle = format!("{during}{}", hidden.unwrap_or_default());
-    let picture = cells::picture(&title, &subtitle, &busy)
-        .with_context(|| BadSetting("no cell was busy then, or none is one that H3 knows".to_owned()))?;
+    let picture = cells::picture(&title, &subtitle, &busy).with_context(|| BadSetting(nothing(settings.people_min)))?;
     write(&settings.output, &picture)?;
     println!("{}: {} cells", settings.output.display(), busy.len());
     Ok(())
@@ -111,7 +114,7 @@ async fn plot_day(settings: DaySettings) -> anyhow::Result<()> {
     if hours.iter().all(|(fixes, _)| *fixes == 0) {
         return Err(BadSetting(format!("there is no fix from {} on for 24 hours", Rfc3339(settings.from))).into());
     }
-    let first_hour = usize::try_from(settings.from.0.rem_euclid(DAY_MS) / 3_600_000).context("an hour")?;
+    let first_hour = usize::try_from(settings.from.0.rem_euclid(DAY_MS) / HOUR_MS).context("an hour")?;
     let title = format!("Activity in the 24 hours from {} UTC", minute(settings.from));
     write(&settings.output, &day::picture(&title, first_hour, &hours))?;
     println!("{}: {} fixes", settings.output.display(), hours.iter().map(|(fixes, _)| fixes).sum::<i64>());
@@ -138,6 +141,15 @@ async fn hours_of(connection: &mut PgConnection, from: TimestampMs) -> anyhow::R
         }
     }
     Ok(hours)
+}
+
+fn nothing(people_min: i32) -> String {
+    format!("in no hour were {people_min} people or more (--people-min) in a cell that H3 knows")
+}
+
+/// When the hour began that this moment is in.
+fn hour_of(time_ms: i64) -> i64 {
+    time_ms - time_ms.rem_euclid(HOUR_MS)
 }
 
 /// `2026-01-07 08:00`.

@@ -4,12 +4,13 @@
 //! dropped; what an interrupted run left half done is finished by the next one.
 
 use super::{
-    CLOCKS_APART_MS_MAX, DatabaseSettings, State, TIMED_OUT, Wait, about_bytes, code, grouped, maintain, tables,
+    CLOCKS_APART_MS_MAX, DatabaseSettings, DayTable, State, TIMED_OUT, Wait, about_bytes, code, grouped, maintain,
+    tables,
 };
-use crate::moments::Rfc3339;
+use crate::moments::{Rfc3339, moment};
 use anyhow::{Context, bail};
 use nearby_schemas::TimestampMs;
-use nearby_sink::days::Day;
+use nearby_sink::days::{self, Day};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,9 @@ const DAY_MS: i64 = 86_400_000;
 /// The sink takes reports that are up to 8 days late; a day that is gone it would make anew.
 const DAYS_MIN: i64 = 9;
 const DAYS_MAX: i64 = 36_500;
-/// How long a step may wait for others' locks at once: whoever comes after us in the queue waits as long.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a step may wait for others' locks at once: whoever comes after us in the queue waits as long. Half of Postgres'
+/// `deadlock_timeout`: if we and somebody else ever wait for each other, it is we who give way, and not who Postgres would choose.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 const LOCK_RETRY: Duration = Duration::from_secs(1);
 /// Counting the rows of a day may take so long; then Postgres' own estimate has to do.
 const COUNT_LIMIT: Duration = Duration::from_secs(30);
@@ -49,11 +51,10 @@ fn days(text: &str) -> Result<i64, String> {
     }
 }
 
-/// A table of one day.
+/// A day that goes.
 #[derive(Debug)]
 struct Table {
-    name: String,
-    state: State,
+    of: DayTable,
     rows: Rows,
     bytes: i64,
 }
@@ -73,23 +74,24 @@ pub async fn retain(settings: RetainSettings) -> anyhow::Result<()> {
     let lock_timeout = format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis());
     connection.execute(AssertSqlSafe(lock_timeout)).await.context("asking Postgres")?;
     let oldest_kept = now(&mut connection).await?.plus_ms(-settings.days * DAY_MS);
-    let limit = Day::of(oldest_kept).partition_name();
+    let oldest_kept_day = Day::of(oldest_kept);
+    let wait_max = Duration::from_secs(settings.lock_wait_s.into());
     let mut gone = Gone::default();
     let mut tables = tables(&mut connection).await?;
     // As long as one is half detached, Postgres detaches no other.
-    tables.sort_by_key(|(_, state)| *state != State::Detaching);
-    for (name, state) in tables {
-        if !is_day(&name) {
-            println!("{name} stays: by its name it is no day's partition");
+    tables.sort_by_key(|table| table.state != State::Detaching);
+    for of in tables {
+        let day = day_of(&of.name);
+        if day.is_none_or(|day| day >= oldest_kept_day) {
+            if let Some(stays) = keep(&mut connection, &of, day, settings.dry_run, wait_max).await? {
+                println!("{stays}");
+            }
             continue;
         }
-        if name >= limit {
-            continue;
-        }
-        let (rows, bytes) = (count(&mut connection, &name).await?, size(&mut connection, &name).await?);
-        let table = Table { name, state, rows, bytes };
+        let (rows, bytes) = (count(&mut connection, &of).await?, size(&mut connection, &of).await?);
+        let table = Table { of, rows, bytes };
         if !settings.dry_run {
-            remove(&mut connection, &table, Duration::from_secs(settings.lock_wait_s.into())).await?;
+            detach(&mut connection, &table.of, After::Goes, wait_max).await?;
         }
         println!("{}", line(&table, settings.dry_run));
         gone.add(&table);
@@ -113,26 +115,64 @@ async fn now(connection: &mut PgConnection) -> anyhow::Result<TimestampMs> {
 }
 
 /// The sink names the partitions; any other was made by hand.
-fn is_day(name: &str) -> bool {
-    let digits = name.strip_prefix("location_history_").unwrap_or_default();
-    digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit())
+fn day_of(name: &str) -> Option<Day> {
+    let digits = name.strip_prefix("location_history_")?;
+    let (year, rest) = digits.split_at_checked(4)?;
+    let (month, day) = rest.split_at_checked(2)?;
+    let day = Day::of(moment(&format!("{year}-{month}-{day}T00:00:00Z")).ok()?);
+    (day.partition_name() == name).then_some(day)
 }
 
-async fn count(connection: &mut PgConnection, name: &str) -> anyhow::Result<Rows> {
+/// What stays, if there is something to say. A detachment that somebody has begun is the only one that Postgres goes on with: of a
+/// day it is undone, as far as it can be, and otherwise finished.
+async fn keep(
+    connection: &mut PgConnection,
+    table: &DayTable,
+    day: Option<Day>,
+    dry_run: bool,
+    wait_max: Duration,
+) -> anyhow::Result<Option<String>> {
+    let DayTable { name, state, .. } = table;
+    let would = if dry_run { "would be" } else { "is" };
+    match (day, state) {
+        (Some(_), State::Attached) => Ok(None),
+        (Some(_), State::Detached) => {
+            Ok(Some(format!("{name} stays, but is not in the history: somebody has detached it")))
+        }
+        (Some(day), State::Detaching) => {
+            if !dry_run {
+                let attaching = days::create(connection, &[day].into()).await;
+                attaching.with_context(|| format!("attaching {name}, which is to stay and was half detached"))?;
+            }
+            Ok(Some(format!(
+                "{name} stays: an earlier run had begun to remove it, and it {would} in the history again"
+            )))
+        }
+        (None, State::Detaching) => {
+            if !dry_run {
+                detach(connection, table, After::Stays, wait_max).await?;
+            }
+            let finished = format!("detaching it, which somebody had begun, {would} finished");
+            Ok(Some(format!("{name} stays: by its name it is no day's partition; {finished}")))
+        }
+        (None, _) => Ok(Some(format!("{name} stays: by its name it is no day's partition"))),
+    }
+}
+
+async fn count(connection: &mut PgConnection, DayTable { name, sql, .. }: &DayTable) -> anyhow::Result<Rows> {
     let limit = format!("SET statement_timeout = {}", COUNT_LIMIT.as_millis());
     connection.execute(AssertSqlSafe(limit)).await.context("asking Postgres")?;
-    let counting = AssertSqlSafe(format!("SELECT count(*) FROM nearby.{name}"));
+    let counting = AssertSqlSafe(format!("SELECT count(*) FROM {sql}"));
     let counted = sqlx::query_scalar(counting).fetch_one(&mut *connection).await;
     connection.execute("SET statement_timeout = 0").await.context("asking Postgres")?;
     match counted {
         Ok(rows) => Ok(Rows::Counted(rows)),
         Err(error) if code(&error).as_deref() == Some(TIMED_OUT) => {
-            let estimate: f32 =
-                sqlx::query_scalar("SELECT reltuples FROM pg_class WHERE oid = ('nearby.' || $1)::regclass")
-                    .bind(name)
-                    .fetch_one(connection)
-                    .await
-                    .with_context(|| format!("asking for the rows of {name}"))?;
+            let estimate: f32 = sqlx::query_scalar("SELECT reltuples FROM pg_class WHERE oid = to_regclass($1)")
+                .bind(sql)
+                .fetch_one(connection)
+                .await
+                .with_context(|| format!("asking for the rows of {name}"))?;
             #[expect(clippy::cast_possible_truncation, reason = "an estimate of a number of rows")]
             Ok(Rows::About(estimate.max(0.0) as i64))
         }
@@ -140,48 +180,77 @@ async fn count(connection: &mut PgConnection, name: &str) -> anyhow::Result<Rows
     }
 }
 
-async fn size(connection: &mut PgConnection, name: &str) -> anyhow::Result<i64> {
-    let size = sqlx::query_scalar("SELECT pg_total_relation_size(('nearby.' || $1)::regclass)");
-    size.bind(name).fetch_one(connection).await.with_context(|| format!("asking for the size of {name}"))
+async fn size(connection: &mut PgConnection, DayTable { name, sql, .. }: &DayTable) -> anyhow::Result<i64> {
+    let size = sqlx::query_scalar("SELECT pg_total_relation_size(to_regclass($1))");
+    size.bind(sql).fetch_one(connection).await.with_context(|| format!("asking for the size of {name}"))
 }
 
-/// Detaches, then drops.
-async fn remove(connection: &mut PgConnection, table: &Table, wait_max: Duration) -> anyhow::Result<()> {
-    let name = &table.name;
-    let detach = format!("ALTER TABLE nearby.location_history DETACH PARTITION nearby.{name} CONCURRENTLY");
-    let finish = format!("ALTER TABLE nearby.location_history DETACH PARTITION nearby.{name} FINALIZE");
+/// What becomes of a table that is detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Goes,
+    Stays,
+}
+
+/// Detaches it, as soon as others' locks let it.
+async fn detach(
+    connection: &mut PgConnection,
+    table: &DayTable,
+    after: After,
+    wait_max: Duration,
+) -> anyhow::Result<()> {
     let deadline = Instant::now() + wait_max;
-    let mut state = table.state;
-    loop {
-        let step = match state {
-            State::Attached => &detach,
-            State::Detaching => &finish,
-            State::Detached => &format!("DROP TABLE nearby.{name}"),
-        };
-        match connection.execute(AssertSqlSafe(step.clone())).await {
-            Ok(_) if state == State::Detached => return Ok(()),
-            Ok(_) => state = State::Detached,
-            // Somebody still reads. Detaching may have got half way: then nobody begins to read it any more.
-            Err(error) if code(&error).as_deref() == Some("55P03") => {
-                if Instant::now() >= deadline {
-                    bail!(
-                        "{name} is in use by others after {} s: run this again later, or end who has held it longest \
-                         (pg_stat_activity, xact_start)",
-                        wait_max.as_secs()
-                    );
-                }
-                tokio::time::sleep(LOCK_RETRY).await;
-                let now = tables(connection).await?.into_iter().find(|(found, _)| found == name);
-                state = now.map_or(state, |(_, state)| state);
-            }
-            Err(error) => return Err(error).with_context(|| format!("removing {name}")),
+    while !detach_in_turn(connection, table, after).await.with_context(|| format!("removing {}", table.name))? {
+        if Instant::now() >= deadline {
+            bail!(
+                "{} is in use by others after {} s: run this again later, or end who has held it longest \
+                 (pg_stat_activity, xact_start)",
+                table.name,
+                wait_max.as_secs()
+            );
         }
+        tokio::time::sleep(LOCK_RETRY).await;
     }
+    Ok(())
+}
+
+/// In turn with sinks that attach days. False if somebody has it in use: detaching may have got half way, and then nobody
+/// begins to read it any more.
+async fn detach_in_turn(connection: &mut PgConnection, table: &DayTable, after: After) -> Result<bool, sqlx::Error> {
+    if !days::take_turn(connection, LOCK_RETRY).await? {
+        return Ok(false);
+    }
+    let detached = detach_now(connection, table, after).await;
+    let ended = days::end_turn(connection).await;
+    match detached {
+        Err(error) if days::is_contended(&error) => ended.map(|()| false),
+        Err(error) => Err(error),
+        Ok(()) => ended.map(|()| true),
+    }
+}
+
+async fn detach_now(
+    connection: &mut PgConnection,
+    DayTable { sql, .. }: &DayTable,
+    after: After,
+) -> Result<(), sqlx::Error> {
+    // As it is by now: an earlier try got half way, or a sink has attached it again.
+    let asking = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = to_regclass($1)";
+    let is_detaching: Option<bool> = sqlx::query_scalar(asking).bind(sql).fetch_optional(&mut *connection).await?;
+    if let Some(is_detaching) = is_detaching {
+        let how = if is_detaching { "FINALIZE" } else { "CONCURRENTLY" };
+        let step = format!("ALTER TABLE nearby.location_history DETACH PARTITION {sql} {how}");
+        connection.execute(AssertSqlSafe(step)).await?;
+    }
+    if after == After::Goes {
+        connection.execute(AssertSqlSafe(format!("DROP TABLE IF EXISTS {sql}"))).await?;
+    }
+    Ok(())
 }
 
 /// `location_history_20261001: 2026-10-01, 1,234 rows, 0.2 MB removed`
 fn line(table: &Table, dry_run: bool) -> String {
-    let Table { name, state, rows, bytes } = table;
+    let Table { of: DayTable { name, state, .. }, rows, bytes } = table;
     let digits = name.strip_prefix("location_history_").unwrap_or_default();
     let (year, rest) = digits.split_at_checked(4).unwrap_or_default();
     let (month, day) = rest.split_at_checked(2).unwrap_or_default();
@@ -240,7 +309,9 @@ mod tests {
 
     #[test]
     fn what_is_removed_is_named() {
-        let table = |state, rows| Table { name: "location_history_20261001".to_owned(), state, rows, bytes: 1_540_000 };
+        let name = "location_history_20261001".to_owned();
+        let of = |state| DayTable { name: name.clone(), sql: format!("nearby.{name}"), state };
+        let table = |state, rows| Table { of: of(state), rows, bytes: 1_540_000 };
         let counted = table(State::Attached, Rows::Counted(1_234));
         assert_eq!(line(&counted, false), "location_history_20261001: 2026-10-01, 1,234 rows, 1.5 MB removed");
         let estimated = table(State::Detached, Rows::About(9));
@@ -257,10 +328,16 @@ mod tests {
 
     #[test]
     fn days_are_told_by_their_names() {
-        assert!(is_day("location_history_20261001"));
-        for name in ["location_history_2026100", "location_history_2026100x", "location_history_old", "other_20261001"]
-        {
-            assert!(!is_day(name), "{name}");
+        assert_eq!(day_of("location_history_20261001"), Some(Day::of(TimestampMs(1_790_812_800_000))));
+        for name in [
+            "location_history_2026100",
+            "location_history_2026100x",
+            "location_history_20261301",
+            "location_history_+0261001",
+            "location_history_old",
+            "other_20261001",
+        ] {
+            assert_eq!(day_of(name), None, "{name}");
         }
     }
 }

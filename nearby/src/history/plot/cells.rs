@@ -27,7 +27,8 @@ struct Cell {
 
 /// The map of these cells with their fixes; none if there is no cell.
 pub fn picture(title: &str, subtitle: &str, busy: &[(i64, i64)]) -> Option<String> {
-    let cells: Vec<Cell> = busy.iter().filter_map(|(cell, fixes)| cell_of(*cell, *fixes)).collect();
+    let mut cells: Vec<Cell> = busy.iter().filter_map(|(cell, fixes)| cell_of(*cell, *fixes)).collect();
+    unroll(&mut cells);
     let area = Area::of(&cells)?;
     let shown: Vec<&Cell> = cells.iter().filter(|cell| area.has(cell)).collect();
     let (most, all): (i64, i64) =
@@ -53,6 +54,25 @@ fn cell_of(cell: i64, fixes: i64) -> Option<Cell> {
     let centre = h3o::LatLng::from(cell);
     let outline = cell.boundary().iter().map(|place| (place.lat(), place.lng())).collect();
     Some(Cell { outline, centre: (centre.lat(), centre.lng()), fixes })
+}
+
+/// Cuts the globe open where the widest stretch without a cell is, instead of at the antimeridian: what is east of the cut and west of
+/// the antimeridian gets longitudes above 180°. No cell is torn.
+fn unroll(cells: &mut [Cell]) {
+    let mut lons: Vec<f64> = cells.iter().map(|cell| cell.centre.1).collect();
+    lons.sort_by(f64::total_cmp);
+    let round = lons.first().map(|first| first + 360.0);
+    let gaps = lons.iter().zip(lons.iter().skip(1).copied().chain(round)).map(|(west, east)| (east - west, *west));
+    let Some((_, cut)) = gaps.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+    let is_whole = lons.last().is_some_and(|last| (last - cut).abs() < f64::EPSILON);
+    for cell in cells {
+        if !is_whole && cell.centre.1 <= cut {
+            cell.centre.1 += 360.0;
+        }
+        for (_, lon) in &mut cell.outline {
+            *lon += ((cell.centre.1 - *lon) / 360.0).round() * 360.0;
+        }
+    }
 }
 
 /// What is shown of the world, and how large.
@@ -146,6 +166,8 @@ fn ticks(from: f64, to: f64, step: f64) -> impl Iterator<Item = f64> {
 }
 
 fn degrees(value: f64, step: f64, positive: char, negative: char) -> String {
+    // Beyond the antimeridian.
+    let value = if value > 180.0 { value - 360.0 } else { value };
     let digits = (-step.log10().floor()).max(0.0) as usize;
     format!("{:.digits$}° {}", value.abs(), if value < 0.0 { negative } else { positive })
 }
@@ -217,6 +239,25 @@ mod tests {
         assert_eq!(picture.matches("<polygon").count(), 19);
         assert!(picture.contains("1,900 fixes in 19 cells") && picture.contains("122.420° W"), "{picture}");
         assert!(super::picture("Fixes", "2026", &[]).is_none());
+    }
+
+    #[test]
+    fn a_town_on_the_antimeridian_is_a_town() {
+        let cells = |lon: f64| {
+            let centre = h3o::LatLng::new(-16.8, lon).expect("a place").to_cell(h3o::Resolution::Nine);
+            let ids = centre.grid_disk::<Vec<_>>(3).into_iter().map(|cell| (u64::from(cell).cast_signed(), 100));
+            ids.collect::<Vec<(i64, i64)>>()
+        };
+        for lon in [179.999, -179.999, 180.0, 179.9, -179.9, 0.0] {
+            let picture = picture("Fixes", "2026", &cells(lon)).expect("a picture");
+            assert_eq!(picture.matches("<polygon").count(), 37, "{lon}");
+            assert!(
+                picture.contains(">500 m<") || picture.contains(">200 m<"),
+                "{lon}: it is some 2 km wide\n{picture}"
+            );
+        }
+        let picture = picture("Fixes", "2026", &cells(180.0)).expect("a picture");
+        assert!(picture.contains(">179.990° E<") && picture.contains(">179.990° W<"), "{picture}");
     }
 
     #[test]
