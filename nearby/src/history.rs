@@ -9,6 +9,7 @@ mod retain;
 use crate::{BadSetting, wiring};
 use anyhow::{Context, bail};
 use sqlx::{Executor, PgConnection};
+use std::time::Duration;
 
 /// Commands are told from the sink in `pg_stat_activity`.
 const SESSION: &str = "SET application_name = 'nearby-history'; SET TimeZone = 'UTC'";
@@ -56,6 +57,8 @@ impl DatabaseSettings {
 /// Of those who remove, one at a time: two would count each other's work.
 const MAINTENANCE_LOCK: i64 = 0x6e65_6172_6279_0002;
 
+const WAIT_POLL: Duration = Duration::from_millis(200);
+
 /// What to do while somebody else removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wait {
@@ -66,18 +69,22 @@ enum Wait {
 /// Sees to it that nobody else removes from the history for as long as this connection lasts.
 async fn maintain(connection: &mut PgConnection, wait: Wait) -> anyhow::Result<()> {
     if wait == Wait::UntilFree {
-        let waiting = sqlx::query("SELECT pg_advisory_lock($1)").bind(MAINTENANCE_LOCK).execute(connection).await;
-        return waiting.map(drop).context("waiting for another `nearby history` to end");
+        // Not within Postgres: who waits for a lock keeps a snapshot meanwhile, and the other may have to wait for all snapshots.
+        while !is_alone(connection).await? {
+            tokio::time::sleep(WAIT_POLL).await;
+        }
+        return Ok(());
     }
-    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
-        .bind(MAINTENANCE_LOCK)
-        .fetch_one(connection)
-        .await
-        .context("asking Postgres")?;
-    if !alone {
+    if !is_alone(connection).await? {
         bail!("another `nearby history` removes from this history just now: run this again later");
     }
     Ok(())
+}
+
+async fn is_alone(connection: &mut PgConnection) -> anyhow::Result<bool> {
+    let asked =
+        sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(MAINTENANCE_LOCK).fetch_one(connection).await;
+    asked.context("asking Postgres whether another `nearby history` is at work")
 }
 
 /// Clocks that differ by more than this are wrong.

@@ -2,7 +2,7 @@
 
 use crate::client_properties::ClientProperties;
 use crate::health::Readiness;
-use crate::probe::Probe;
+use crate::probe::{Probe, SLOW_START_LIMIT};
 use crate::{Stop, settings::KafkaSettings};
 use nearby_schemas::codecs::Codecs;
 use nearby_schemas::topics::{TopicSpec, Topics};
@@ -158,12 +158,12 @@ impl Kafka {
         config
     }
 
-    /// Fails unless a broker answers within [`REQUEST_TIMEOUT`]. Blocks.
+    /// Fails unless a broker answers within [`REQUEST_TIMEOUT`], or within [`SLOW_START_LIMIT`] if none refuses. Blocks.
     ///
     /// # Errors
     /// [`ClusterError::Unreachable`].
     pub fn check_reachable(&self) -> Result<(), ClusterError> {
-        self.probe()?.metadata(None).map(drop).map_err(|reason| self.unreachable(&reason))
+        self.probe()?.metadata(None, SLOW_START_LIMIT).map(drop).map_err(|reason| self.unreachable(&reason))
     }
 
     /// Partitions of the topics that are partitioned by user; fails when a standing topic is missing. Blocks.
@@ -171,7 +171,7 @@ impl Kafka {
     /// # Errors
     /// [`ClusterError::Unreachable`], [`ClusterError::MissingTopics`].
     pub fn check_topics(&self) -> Result<i32, ClusterError> {
-        let metadata = self.probe()?.metadata(None).map_err(|reason| self.unreachable(&reason))?;
+        let metadata = self.probe()?.metadata(None, SLOW_START_LIMIT).map_err(|reason| self.unreachable(&reason))?;
         let partitions = |name: &str| {
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             topic.map(|topic| topic.partitions().len()).filter(|count| *count > 0)
@@ -260,7 +260,8 @@ impl Kafka {
     /// # Errors
     /// When the cluster cannot be reached.
     pub async fn topic_differences(&self, topic: &TopicSpec) -> Result<Vec<String>, ClusterError> {
-        let metadata = self.probe()?.metadata(Some(&topic.name)).map_err(|reason| self.unreachable(&reason))?;
+        let metadata =
+            self.probe()?.metadata(Some(&topic.name), SLOW_START_LIMIT).map_err(|reason| self.unreachable(&reason))?;
         let count = metadata.topics().first().map_or(0, |found| found.partitions().len());
         if count == 0 {
             return Ok(vec![format!("{}: missing", topic.name)]);
@@ -309,7 +310,7 @@ impl Kafka {
             let mut interval = tokio::time::interval(WATCH_INTERVAL);
             while stop.run_until_cancelled(interval.tick()).await.is_some() {
                 let asked = Arc::clone(&probe);
-                let asking = tokio::task::spawn_blocking(move || asked.metadata(None).map(drop));
+                let asking = tokio::task::spawn_blocking(move || asked.metadata(None, REQUEST_TIMEOUT).map(drop));
                 match asking.await {
                     Ok(Ok(())) => readiness.ready("kafka"),
                     Ok(Err(because)) => readiness.not_ready("kafka", because),

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// After these times it is looked whether waiting on has a point.
 const LOOKS: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), REQUEST_TIMEOUT];
+/// A broker that neither refuses nor answers may only be slow: who starts waits longer for it.
+pub const SLOW_START_LIMIT: Duration = Duration::from_secs(20);
 /// After so long without an event all of them have been heard. Not zero: a poll that comes upon a line for the log ends then.
 const QUIET: Duration = Duration::from_millis(10);
 /// How librdkafka says that a broker has closed the connection, and what that means before anything was said.
@@ -81,18 +83,18 @@ impl Probe {
         Ok(Probe { consumer: config.create_with_context(Heard::default())? })
     }
 
-    /// Metadata of a topic, or of all. Blocks for at most [`REQUEST_TIMEOUT`].
+    /// Metadata of a topic, or of all. Blocks for at most [`REQUEST_TIMEOUT`], or for so long if until then nobody has refused.
     ///
     /// # Errors
     /// Why no broker answers, as far as it is known.
-    pub fn metadata(&self, topic: Option<&str>) -> Result<Metadata, String> {
+    pub fn metadata(&self, topic: Option<&str>, silence_limit: Duration) -> Result<Metadata, String> {
         let begun = Instant::now();
         let heard = self.consumer.context();
         self.hear();
         // A reason from before still explains, as the client does not repeat itself, but may have passed.
         heard.update(|reason| reason.as_mut().into_iter().for_each(|reason| reason.lasting = false));
         let mut failed = None;
-        for look in LOOKS {
+        for look in LOOKS.into_iter().chain([silence_limit]) {
             match self.consumer.fetch_metadata(topic, look.saturating_sub(begun.elapsed())) {
                 Ok(metadata) => {
                     heard.update(|reason| *reason = None);
@@ -101,7 +103,7 @@ impl Probe {
                 Err(error) => failed = Some(error.to_string()),
             }
             self.hear();
-            if heard.get().is_some_and(|reason| reason.lasting) {
+            if heard.get().is_some_and(|reason| reason.lasting || look >= REQUEST_TIMEOUT) || look >= silence_limit {
                 break;
             }
         }

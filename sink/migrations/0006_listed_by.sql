@@ -1,6 +1,14 @@
 -- Who has somebody as a friend, by an index instead of by reading every list: encounters_of and `nearby history erase` ask for it.
 -- What it costs the sink is in docs/decisions/0015-history-indexes.md. Building it stops the sink's writing of lists; where
 -- that would be long, the owner makes it beforehand, under this name: CREATE INDEX CONCURRENTLY friend_lists_friends …
+DO $$
+BEGIN
+    -- One that was not finished is kept up but never used.
+    IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('nearby.friend_lists_friends') AND NOT indisvalid) THEN
+        DROP INDEX nearby.friend_lists_friends;
+    END IF;
+END
+$$;
 CREATE INDEX IF NOT EXISTS friend_lists_friends ON nearby.friend_lists USING gin (friends);
 
 CREATE FUNCTION nearby.listed_by(who bigint)

@@ -10,10 +10,11 @@ const DAY_MS: i64 = 86_400_000;
 const ADVISORY_LOCK: i64 = 0x6e65_6172_6279_0001;
 /// How often the turn is asked for, and how long; then the batch is tried again, and a log line says why.
 const TURN_POLL: Duration = Duration::from_millis(20);
-const TURN_LIMIT: Duration = Duration::from_secs(10);
+const TURN_LIMIT: Duration = Duration::from_secs(5);
 /// How long others' locks and snapshots are waited for at once.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '6s'";
-/// Somebody else's lock or a deadlock ends a try, of which there are so many at once.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '4s'";
+/// Somebody else's lock or a deadlock ends a try, of which there are so many at once: together they take less than a batch may
+/// (`DATABASE_LIMIT` of the pipeline), or the last would end without its reason.
 const TRIES_MAX: u32 = 3;
 const RETRY: Duration = Duration::from_millis(200);
 
