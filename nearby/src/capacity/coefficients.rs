@@ -29,7 +29,7 @@ pub struct Processor {
     pub tell_cpu_s: f64,
     /// CPU-seconds to close and send a million batches.
     pub batch_cpu_s: f64,
-    /// Tests and notices cost so many times more with a million viewers in a process than with [`FEW_VIEWERS`]: the cache.
+    /// Tests and notices cost so many times more with a million viewers in a process than with 20,000: the cache.
     pub cache_factor: f64,
     /// Bytes of a process that holds nothing.
     pub base_bytes: f64,

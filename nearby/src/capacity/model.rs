@@ -106,7 +106,7 @@ pub struct Plan {
     pub bottlenecks: Vec<Bottleneck>,
 }
 
-/// With how many viewers in a process costs were measured.
+/// With how many viewers in a process costs were measured (`Coefficients`).
 pub const FEW_VIEWERS: f64 = 20_000.0;
 const MANY_VIEWERS: f64 = 1_000_000.0;
 /// As in `processor/src/batch_interval.rs`.
