@@ -77,7 +77,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
 async fn cost(load: Load, gateways: usize, rate_per_s: u64) -> anyhow::Result<Cost> {
     let mut served = Served::start(&load, gateways).await?;
     // The broker's virtual machine compiles what runs often, and only then.
-    served.cost(rate_per_s, WARM_UP).await?;
+    served.warm_up(rate_per_s, WARM_UP).await?;
     let cost = served.cost(rate_per_s, STEADY).await?;
     served.end()?;
     println!("  {load}, {gateways} gateways, {rate_per_s} reports/s: {cost:.3?}");

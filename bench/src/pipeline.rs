@@ -253,6 +253,14 @@ impl Served {
         Ok(())
     }
 
+    /// Reports at a rate, whether the processors keep up or not; then waits for them.
+    pub async fn warm_up(&mut self, rate_per_s: u64, time: Duration) -> anyhow::Result<()> {
+        let moves = self.moves(usize::try_from(rate_per_s * time.as_secs())?);
+        let heard = self.counters().await?.reports;
+        let written = self.write(&moves, Some(rate_per_s), time * 2)?;
+        self.wait_for(heard + as_f64(written)).await
+    }
+
     /// What each report of a steady load costs. Fails if the processors do not keep up.
     pub async fn cost(&mut self, rate_per_s: u64, time: Duration) -> anyhow::Result<Cost> {
         let moves = self.moves(usize::try_from(rate_per_s * time.as_secs())?);
