@@ -1,8 +1,9 @@
 //! `nearby friends load`: friend lists out of a file of friendships.
 
-use crate::simulate::{Api, TokenSource, friendships};
+use crate::simulate::{Api, TokenSource, bad_file};
 use crate::{BadSetting, wiring};
 use anyhow::Context;
+use nearby_recorded::checkins::friendships;
 use nearby_schemas::codecs::RecordType;
 use nearby_schemas::{FriendList, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
@@ -46,7 +47,7 @@ pub struct LoadSettings {
 /// Loads.
 pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
     let FriendsCommand::Load(settings) = command;
-    let lists = friendships(&settings.file)?;
+    let lists = friendships(&settings.file).map_err(bad_file)?;
     if let Some((user, friends)) = lists.iter().find(|(_, friends)| friends.len() > FriendList::FRIENDS_MAX) {
         let (count, max) = (friends.len(), FriendList::FRIENDS_MAX);
         return Err(BadSetting(format!("user {user} has {count} friends; at most {max} are accepted")).into());

@@ -11,7 +11,6 @@ mod embedded;
 mod friends;
 mod history;
 mod log;
-mod moments;
 mod page;
 mod replay;
 mod run;
@@ -24,6 +23,7 @@ mod wiring;
 
 use clap::Parser;
 use cli::{Cli, Command};
+use nearby_schemas::moments;
 use nearby_service::kafka::ClusterError;
 use std::process::ExitCode;
 

@@ -8,6 +8,7 @@ pub mod batch_encoder;
 pub mod codec;
 pub mod codecs;
 mod ids;
+pub mod moments;
 pub mod nearness;
 pub mod partitioning;
 mod records;

@@ -1,16 +1,15 @@
 //! `nearby simulate`: people who use the public API as clients would, and what they experience.
 
 mod api;
-mod checkins;
 mod client;
 mod crowd;
 mod recorded;
 mod statistics;
-mod taxis;
 pub mod walkers;
 
 use crate::BadSetting;
 use anyhow::Context;
+use nearby_recorded::{checkins, taxis};
 use nearby_schemas::UserId;
 use nearby_service::settings::SigningSettings;
 use nearby_service::{Stop, stop_on_signals};
@@ -18,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use api::{Api, TokenSource};
-pub use checkins::friendships;
+pub use recorded::bad_file;
 
 /// 16 months in seven minutes.
 const CHECKINS_SPEED_UP: f64 = 100_000.0;
@@ -80,13 +79,13 @@ pub async fn simulate(settings: SimulateSettings) -> anyhow::Result<()> {
     let settle = Duration::from_secs(settings.settle_s);
     let crowd = match (&settings.checkins, &settings.taxis, settings.walkers) {
         (Some(file), ..) => {
-            let recorded = checkins::load(file, settings.friends.as_deref())?;
-            recorded.run(api, settings.speed_up.unwrap_or(CHECKINS_SPEED_UP), settle, stop).await?
+            let people = checkins::load(file, settings.friends.as_deref()).map_err(bad_file)?;
+            recorded::run(people, api, settings.speed_up.unwrap_or(CHECKINS_SPEED_UP), settle, stop).await?
         }
         (_, Some(file), _) => {
             let friendships = taxis::Friendships { mean: settings.taxi_friends, seed: settings.seed };
-            let recorded = taxis::load(file, UserId(settings.first_user), friendships)?;
-            recorded.run(api, settings.speed_up.unwrap_or(TAXIS_SPEED_UP), settle, stop).await?
+            let fleet = taxis::load(file, UserId(settings.first_user), friendships).map_err(bad_file)?;
+            recorded::run(fleet, api, settings.speed_up.unwrap_or(TAXIS_SPEED_UP), settle, stop).await?
         }
         (_, _, Some(count)) => {
             let walkers = walkers::Walkers {

@@ -1,6 +1,6 @@
 //! Moments as people write them: RFC 3339, or milliseconds since 1970.
 
-use nearby_schemas::TimestampMs;
+use crate::TimestampMs;
 use std::fmt;
 
 const DAY_S: i64 = 86_400;

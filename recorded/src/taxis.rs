@@ -3,8 +3,7 @@
 //! Format of CRAWDAD's cabspotting, its files merged: `taxi latitude longitude occupied time`, separated by spaces, the time in
 //! seconds since 1970, in the order of times, plain or gzip.
 
-use crate::simulate::recorded::{Fix, Recorded, for_each_line};
-use anyhow::Context;
+use crate::{Fix, Recorded, RecordedError, for_each_line};
 use nearby_schemas::UserId;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,12 +18,12 @@ pub struct Friendships {
 }
 
 /// Reads the file. Taxis become users in the order of their names, from `first_user` on.
-pub fn load(file: &Path, first_user: UserId, friendships: Friendships) -> anyhow::Result<Recorded> {
+///
+/// # Errors
+/// It cannot be read, or a line of it.
+pub fn load(file: &Path, first_user: UserId, friendships: Friendships) -> Result<Recorded, RecordedError> {
     let mut fixes = Vec::new();
-    for_each_line(file, |line| {
-        fixes.push(fix(line).with_context(|| format!("not a taxi's fix: {line:?}"))?);
-        Ok(())
-    })?;
+    for_each_line(file, "taxi's fix", |line| fix(line).map(|fix| fixes.push(fix)).is_some())?;
     fixes.sort_by_key(|(_, fix)| fix.at_s);
     let mut users: BTreeMap<String, UserId> = fixes.iter().map(|(taxi, _)| (taxi.clone(), first_user)).collect();
     for (user, number) in users.values_mut().zip(first_user.0..) {

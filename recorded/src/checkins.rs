@@ -3,20 +3,19 @@
 //! Formats as Stanford SNAP publishes them (`loc-gowalla`): check-ins `user, time, latitude, longitude, place`, friendships
 //! `user, friend`, one line a direction, tab-separated, plain or gzip.
 
-use crate::moments::rfc3339_ms;
-use crate::simulate::recorded::{Fix, Recorded, for_each_line};
-use anyhow::Context;
+use crate::{Fix, Recorded, RecordedError, for_each_line};
 use nearby_schemas::UserId;
+use nearby_schemas::moments::rfc3339_ms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Reads the files.
-pub fn load(checkins: &Path, friends: Option<&Path>) -> anyhow::Result<Recorded> {
+///
+/// # Errors
+/// One cannot be read, or a line of it.
+pub fn load(checkins: &Path, friends: Option<&Path>) -> Result<Recorded, RecordedError> {
     let mut fixes = Vec::new();
-    for_each_line(checkins, |line| {
-        fixes.push(checkin(line).with_context(|| format!("not a check-in: {line:?}"))?);
-        Ok(())
-    })?;
+    for_each_line(checkins, "check-in", |line| checkin(line).map(|fix| fixes.push(fix)).is_some())?;
     // Files list a user's newest check-in first: from the back, and stable, equal times keep their order.
     fixes.reverse();
     fixes.sort_by_key(|fix| fix.at_s);
@@ -25,14 +24,18 @@ pub fn load(checkins: &Path, friends: Option<&Path>) -> anyhow::Result<Recorded>
 }
 
 /// Friend lists out of a file of friendships; lines that start with no number (headers, comments) are passed over.
-pub fn friendships(path: &Path) -> anyhow::Result<BTreeMap<UserId, Vec<UserId>>> {
+///
+/// # Errors
+/// It cannot be read, or a line of it.
+pub fn friendships(path: &Path) -> Result<BTreeMap<UserId, Vec<UserId>>, RecordedError> {
     let mut lists: BTreeMap<UserId, BTreeSet<UserId>> = BTreeMap::new();
-    for_each_line(path, |line| {
-        if line.starts_with(|first: char| first.is_ascii_digit()) {
-            let (user, friend) = friendship(line).with_context(|| format!("not a friendship: {line:?}"))?;
-            lists.entry(user).or_default().insert(friend);
+    for_each_line(path, "friendship", |line| {
+        if !line.starts_with(|first: char| first.is_ascii_digit()) {
+            return true;
         }
-        Ok(())
+        let Some((user, friend)) = friendship(line) else { return false };
+        lists.entry(user).or_default().insert(friend);
+        true
     })?;
     Ok(lists.into_iter().map(|(user, friends)| (user, friends.into_iter().collect())).collect())
 }
