@@ -69,7 +69,12 @@ fn main() -> anyhow::Result<()> {
     // Thousands of clients, or a server that is compared with ours, may have all cores; the others only wait for processes.
     if !matches!(
         bench,
-        Bench::Sockets(_) | Bench::Transports(_) | Bench::Latency(_) | Bench::Capacity(_) | Bench::BareServer(_)
+        Bench::Sockets(_)
+            | Bench::Transports(_)
+            | Bench::Latency(_)
+            | Bench::Capacity(_)
+            | Bench::BareServer(_)
+            | Bench::SideBySide(_)
     ) {
         runtime.worker_threads(1);
     }
@@ -92,5 +97,16 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::StreamsGateways(settings) => side_by_side::streams::gateways(&settings),
         Bench::GatewayTopics(settings) => side_by_side::ours::gateways(&settings),
         Bench::Sink(settings) => sink::run(&settings).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn no_two_flags_have_one_name() {
+        Cli::command().debug_assert();
     }
 }

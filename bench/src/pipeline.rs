@@ -189,10 +189,15 @@ impl Processor {
 impl Served {
     /// A broker with everybody's list, session and place, and processors that have restored it.
     pub async fn start(load: &Load, gateways: usize) -> anyhow::Result<Served> {
-        let cluster = Cluster::start(gateways).await?;
         let mut world = World::new(load.users, CENTRES);
         let friends = world.friendships(load.friends);
-        cluster.write_lists(&friends).await?;
+        Served::of(load, world, &friends, gateways).await
+    }
+
+    /// The same of people who are there already.
+    pub async fn of(load: &Load, world: World, friends: &[Vec<u32>], gateways: usize) -> anyhow::Result<Served> {
+        let cluster = Cluster::start(gateways).await?;
+        cluster.write_lists(friends).await?;
         cluster.open_sessions(load.viewers()).await?;
         cluster.report_all(&world).await?;
         let started = (0..load.processors).map(|_| Processor::start(&cluster, load)).collect::<Result<Vec<_>, _>>()?;

@@ -117,6 +117,23 @@ pub async fn cost(reports: usize) -> anyhow::Result<Cost> {
     Ok(Cost { client_s: run.client_s / millions, postgres_s: run.postgres_s / millions, bytes: bytes / run.rows })
 }
 
+/// The bare COPY alone: rows/s, and CPU-seconds of psql and Postgres per million rows, of each run.
+pub async fn bare(reports: usize, runs: usize) -> anyhow::Result<Vec<(f64, f64)>> {
+    let broker = tokio::task::spawn_blocking(Broker::start).await.context("starting Kafka")??;
+    let postgres = Postgres::start_with(POSTGRES)?;
+    let mut bench = Bench::start(&broker, &postgres, PARTITIONS, "").await?;
+    // These are the rows.
+    bench.catch_up(&postgres, reports).await?;
+    bench.sink.terminate()?;
+    let folder = Home::new("rows")?;
+    let mut figures = Vec::new();
+    for _ in 0..runs {
+        let run = bare_copy(&postgres, &folder.path().join("rows"))?;
+        figures.push((run.rows_per_s(), (run.client_s + run.postgres_s) / run.rows * 1e6));
+    }
+    Ok(figures)
+}
+
 impl Bench {
     async fn start(
         broker: &Broker,

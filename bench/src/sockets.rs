@@ -126,7 +126,7 @@ async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow:
 /// Of a server that sends as fast as it goes.
 #[derive(Clone, Copy)]
 pub struct Figures {
-    frames_per_s: f64,
+    pub frames_per_s: f64,
     /// CPU time of the server for a frame, in microseconds.
     pub cpu_us: f64,
 }
@@ -191,7 +191,8 @@ async fn tell(
     Ok(())
 }
 
-async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Result<Figures> {
+/// The bare server tells so many sockets this frame, as fast as it goes.
+pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Result<Figures> {
     let listen = format!("127.0.0.1:{}", free_port()?);
     let program = std::env::current_exe().context("this program")?;
     let mut server = Nearby::start_program(&program, &["bare-server", "--listen", &listen, "--frame", frame], &[])?;

@@ -53,15 +53,17 @@ struct Input {
     moves: Vec<Move>,
 }
 
+/// The bare loops alone: CPU-seconds per million reports, of each run.
+pub struct Bare {
+    pub consume: Vec<f64>,
+    pub join: Vec<f64>,
+    pub produce: Vec<f64>,
+}
+
 /// Runs and prints.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let mut world = World::new(USERS, CENTRES);
-    let friends = world.friendships(FRIENDS);
-    let moves = std::iter::repeat_with(|| world.round()).flatten().take(settings.reports).collect();
-    let input = Input { runs: settings.runs, friends, moves };
-    let cluster = Cluster::start(GATEWAYS).await?;
-    let (topic, codec) = (cluster.kafka.topics.location_events(), Codec::new());
-    cluster.write(input.moves.iter().map(|made| report(&topic, &codec, *made))).await?;
+    let (input, cluster) = Input::new(settings.reports, settings.runs).await?;
+    let topic = cluster.kafka.topics.location_events();
     println!("CPU-seconds per million reports, median of {} runs, {} reports each", input.runs, input.moves.len());
     input.consume(&cluster.kafka)?;
     input.decode(&topic);
@@ -70,7 +72,29 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     input.produce(&cluster.kafka, &batches)
 }
 
+/// Runs the bare loops.
+pub async fn bare(reports: usize, runs: usize) -> anyhow::Result<Bare> {
+    let (input, cluster) = Input::new(reports, runs).await?;
+    let consume = input.try_runs(|| poll(&cluster.kafka, reports))?;
+    let join = input.bare_join();
+    let (batches, count) = (largest(&input.batches()), input.moves.len());
+    let produce = input.try_runs(|| produce(&cluster.kafka, "none", &batches, count))?;
+    Ok(Bare { consume, join, produce })
+}
+
 impl Input {
+    /// Also a broker that has all the reports.
+    async fn new(reports: usize, runs: usize) -> anyhow::Result<(Input, Cluster)> {
+        let mut world = World::new(USERS, CENTRES);
+        let friends = world.friendships(FRIENDS);
+        let moves = std::iter::repeat_with(|| world.round()).flatten().take(reports).collect();
+        let input = Input { runs, friends, moves };
+        let cluster = Cluster::start(GATEWAYS).await?;
+        let (topic, codec) = (cluster.kafka.topics.location_events(), Codec::new());
+        cluster.write(input.moves.iter().map(|made| report(&topic, &codec, *made))).await?;
+        Ok((input, cluster))
+    }
+
     fn consume(&self, kafka: &Kafka) -> anyhow::Result<()> {
         let count = self.moves.len();
         let ours = self.try_runs(|| consume(kafka, count))?;
@@ -113,11 +137,22 @@ impl Input {
                 }
             })
         });
-        let bare = self.runs(|| {
+        print("join", "the engine, with notices", ours, "a loop over arrays, counting", self.bare_join())
+    }
+
+    fn bare_join(&self) -> Vec<f64> {
+        let world = World::new(USERS, CENTRES);
+        self.runs(|| {
             let mut arrays = Arrays::new(&world, &self.friends);
             measured(self.moves.len(), || black_box(self.moves.iter().map(|made| arrays.bare(*made)).sum::<usize>()))
-        });
-        print("join", "the engine, with notices", ours, "a loop over arrays, counting", bare)
+        })
+    }
+
+    fn batches(&self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        let mut decider = decider(&World::new(USERS, CENTRES), &self.friends);
+        decide(&mut decider, &self.moves, |batch| batches.push(batch));
+        batches
     }
 
     fn encode(&self, joined: f64) -> Vec<Batch> {
@@ -125,9 +160,7 @@ impl Input {
             let mut decider = decider(&World::new(USERS, CENTRES), &self.friends);
             measured(self.moves.len(), || decide(&mut decider, &self.moves, |batch| drop(black_box(batch)))) - joined
         });
-        let mut batches = Vec::new();
-        let mut decider = decider(&World::new(USERS, CENTRES), &self.friends);
-        decide(&mut decider, &self.moves, |batch| batches.push(batch));
+        let batches = self.batches();
         let bare = self.runs(|| {
             measured(self.moves.len(), || {
                 let mut all = Vec::new();
@@ -140,11 +173,7 @@ impl Input {
     }
 
     fn produce(&self, kafka: &Kafka, batches: &[Batch]) -> anyhow::Result<()> {
-        let bytes: usize = batches.iter().map(|batch| batch.bytes.len()).sum();
-        // Whole ones, as many as fit into the largest record that a broker takes.
-        let (first, largest_bytes) = (&batches[0].bytes, 900_000);
-        let largest = Batch { gateway: batches[0].gateway, bytes: first.repeat((largest_bytes / first.len()).max(1)) };
-        let largest = vec![largest.clone(); bytes / largest.bytes.len() + 1];
+        let (bytes, largest) = (bytes(batches), largest(batches));
         for compression in ["none", "lz4"] {
             let count = self.moves.len();
             let ours = self.try_runs(|| produce(kafka, compression, batches, count))?;
@@ -162,6 +191,17 @@ impl Input {
     fn try_runs(&self, run: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<Vec<f64>> {
         std::iter::repeat_with(run).take(self.runs).collect()
     }
+}
+
+fn bytes(batches: &[Batch]) -> usize {
+    batches.iter().map(|batch| batch.bytes.len()).sum()
+}
+
+/// As many bytes in whole batches, as many together as fit into the largest record that a broker takes.
+fn largest(batches: &[Batch]) -> Vec<Batch> {
+    let (first, largest_bytes) = (&batches[0].bytes, 900_000);
+    let largest = Batch { gateway: batches[0].gateway, bytes: first.repeat((largest_bytes / first.len()).max(1)) };
+    vec![largest.clone(); bytes(batches) / largest.bytes.len() + 1]
 }
 
 /// One line; returns the median of ours.

@@ -1,19 +1,10 @@
-//! What every peer is given: the same people, the same moves, at the same pace.
+//! At what pace moves are handed over.
 
-use super::truth::{Count, Truth};
-use crate::workload::{Move, World};
+use crate::workload::Move;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The people, and what they do next.
-pub struct Loads {
-    pub users: u32,
-    /// As was asked for; the lists differ around it.
-    pub friends_mean: u32,
-    pub friends: Vec<Vec<u32>>,
-    /// Where everybody is after the moves so far.
-    pub world: World,
-    truth: Truth,
-}
+/// Reports that are handed over together at most, when they are late.
+const TOGETHER_MAX: usize = 500;
 
 /// How fast moves are handed over.
 #[derive(Clone, Copy)]
@@ -24,40 +15,27 @@ pub enum Pace {
     PerSecond(u64),
 }
 
-impl Loads {
-    /// Workload W from its beginning.
-    pub fn new(users: u32, friends_mean: u32) -> Loads {
-        let mut world = World::new(users, crate::pipeline::CENTRES);
-        let friends = world.friendships(friends_mean);
-        let truth = Truth::new(&world, &friends);
-        Loads { users, friends_mean, friends, world, truth }
-    }
+/// A move, and when it was due in microseconds since 1970; 0: nobody asks how late it is.
+pub type Due = (Move, i64);
 
-    /// Whole rounds, of at least so many reports, and what has to be told because of them.
-    pub fn next(&mut self, reports: usize) -> (Vec<Move>, Count) {
-        let mut moves = Vec::with_capacity(reports);
-        while moves.len() < reports {
-            moves.extend(self.world.round());
-        }
-        let count = self.truth.count(&moves);
-        (moves, count)
-    }
-}
-
-/// Hands over each at its time, or as soon after as it can. `send` gets when it was due, in microseconds since 1970.
+/// Hands over each at its time, or as soon after as it can; those that are due by then together.
 pub fn open_loop(
     moves: &[Move],
     rate_per_s: u64,
-    mut send: impl FnMut(Move, i64) -> anyhow::Result<()>,
+    mut send: impl FnMut(&[Due]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (began, began_us) = (Instant::now(), now_us());
-    for (number, made) in (0_u64..).zip(moves) {
-        let due = Duration::from_micros(number * 1_000_000 / rate_per_s);
-        let early = due.saturating_sub(began.elapsed());
+    let mut due = (0_u64..).map(|number| Duration::from_micros(number * 1_000_000 / rate_per_s)).zip(moves).peekable();
+    while let Some((next, _)) = due.peek() {
+        let early = next.saturating_sub(began.elapsed());
         if !early.is_zero() {
             std::thread::sleep(early);
         }
-        send(*made, began_us + i64::try_from(due.as_micros())?)?;
+        let (now, mut together) = (began.elapsed(), Vec::new());
+        while let Some((at, made)) = due.next_if(|(at, _)| *at <= now && together.len() < TOGETHER_MAX) {
+            together.push((*made, began_us + i64::try_from(at.as_micros())?));
+        }
+        send(&together)?;
     }
     Ok(())
 }
@@ -66,4 +44,26 @@ pub fn open_loop(
 pub fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nearby_schemas::Place;
+
+    #[test]
+    fn each_is_due_at_its_time_and_none_is_early_or_left_out() {
+        let moves: Vec<Move> = (0..2_000).map(|user| (user, Place { lat_e7: 0, lon_e7: 0 })).collect();
+        let mut sent = Vec::new();
+        open_loop(&moves, 20_000, |together| {
+            assert!(!together.is_empty() && together.len() <= TOGETHER_MAX);
+            assert!(together.iter().all(|(_, due_us)| *due_us <= now_us()));
+            sent.extend_from_slice(together);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(sent.iter().map(|(made, _)| *made).collect::<Vec<_>>(), moves);
+        let began_us = sent[0].1;
+        assert!((0..).zip(&sent).all(|(number, (_, due_us))| *due_us == began_us + 50 * number));
+    }
 }

@@ -61,7 +61,7 @@ impl Driver {
                 }
             }
             Pace::PerSecond(rate_per_s) => {
-                open_loop(moves, rate_per_s, send)?;
+                open_loop(moves, rate_per_s, |due| due.iter().try_for_each(|(made, due_us)| send(*made, *due_us)))?;
                 written = moves.len();
             }
         }

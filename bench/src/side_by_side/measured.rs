@@ -1,15 +1,14 @@
 //! One peer in one setting, measured: runs as fast as it goes, then a steady rate.
 
 use super::Settings;
-use super::driver::{Loads, Pace};
+use super::driver::Pace;
 use super::heard::{Heard, Latency};
+use super::loads::Loads;
 use super::truth::Count;
 use crate::cpu;
 use crate::workload::{Figures, Move};
 use std::time::{Duration, Instant};
 
-/// Nothing more is heard for so long: all is told. (A machine that has much to do pauses for seconds.)
-const QUIET: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Servers that are given moves and tell viewers.
@@ -18,6 +17,10 @@ pub trait Peer {
     fn drive(&mut self, moves: &[Move], pace: Pace) -> anyhow::Result<Duration>;
     /// What its viewers were told so far.
     fn heard(&mut self) -> anyhow::Result<Heard>;
+    /// If it has taken all, and nothing more is heard for so long, all is told. (A machine that has much to do pauses for seconds.)
+    fn quiet(&self) -> Duration {
+        Duration::from_secs(5)
+    }
     /// Where latencies are asked for.
     fn heard_at(&self) -> &str;
     /// Its server processes.
@@ -59,6 +62,8 @@ pub struct Row {
     pub resident_bytes: Vec<(&'static str, u64)>,
     pub rate_per_s: u64,
     pub latency: Option<Latency>,
+    /// What was told at that rate, and what had to be.
+    pub steady: Option<(Count, Count)>,
     /// Staleness of another kind, and anything else that has to be known.
     pub note: String,
 }
@@ -124,11 +129,11 @@ pub fn measure(
 ) -> anyhow::Result<Row> {
     let mut row = Row { rate_per_s: settings.rate_per_s, ..row };
     // Connecting, and what a virtual machine compiles, happen once.
-    let (moves, _) = loads.next(reports);
+    let (moves, _) = loads.run(reports, settings.runs + 1);
     peer.drive(&moves, Pace::Fastest)?;
     settled(peer)?;
     for _ in 0..settings.runs {
-        let (moves, truth) = loads.next(reports);
+        let (moves, truth) = loads.run(reports, settings.runs + 1);
         let (before, heard) = (peer.gauges()?, peer.heard()?);
         let began = Instant::now();
         let stood_still = peer.drive(&moves, Pace::Fastest)?;
@@ -143,30 +148,31 @@ pub fn measure(
     }
     if settings.latency_s > 0 {
         let second = usize::try_from(settings.rate_per_s)?;
-        let (moves, _) = loads.next(second * (1 + usize::try_from(settings.latency_s)?));
+        let (moves, truth) = loads.steady(second * (1 + usize::try_from(settings.latency_s)?));
+        let before = peer.heard()?.told;
         // Caches and connections are warm after a second at this rate.
         let (first, measured) = moves.split_at(second);
         let pace = Pace::PerSecond(settings.rate_per_s);
         peer.drive(first, pace)?;
         Latency::take_from(peer.heard_at())?;
-        peer.drive(&measured[..second * usize::try_from(settings.latency_s)?], pace)?;
-        settled(peer)?;
+        peer.drive(measured, pace)?;
+        row.steady = Some((settled(peer)?.heard.told - before, truth));
         row.latency = Some(Latency::take_from(peer.heard_at())?);
     }
     Ok(row)
 }
 
 /// When the last was told, and what was then.
-struct Last {
-    at: Instant,
-    heard: Heard,
-    gauges: Vec<Gauge>,
+pub struct Last {
+    pub at: Instant,
+    pub heard: Heard,
+    pub gauges: Vec<Gauge>,
 }
 
 /// Waits until nothing more is told.
-fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
+pub fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
     let mut last = Last { at: Instant::now(), heard: peer.heard()?, gauges: peer.gauges()? };
-    while last.at.elapsed() < QUIET {
+    while last.at.elapsed() < peer.quiet() {
         std::thread::sleep(POLL);
         let heard = peer.heard()?;
         if heard != last.heard {

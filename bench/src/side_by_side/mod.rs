@@ -4,12 +4,15 @@
 mod driver;
 mod heard;
 mod kafka_driver;
+mod limits;
+mod loads;
 mod machine;
 mod measured;
 pub mod ours;
 mod polling;
 pub mod redis;
 mod resp;
+mod scale;
 pub mod streams;
 mod svg;
 mod table;
@@ -17,10 +20,10 @@ mod tables;
 mod truth;
 
 use anyhow::{Context, bail};
-use driver::Loads;
+use loads::{Input, Loads, Workload};
 use measured::{Row, measure};
 use polling::Distance;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
 use streams::{Stores, Streams};
@@ -35,13 +38,17 @@ pub struct Settings {
     /// Numbers of gateways, for the peers to whom that matters
     #[arg(long, value_delimiter = ',', default_value = "2,10,40,200")]
     gateways: Vec<usize>,
-    /// Users, all of them connected
-    #[arg(long, default_value_t = 20_000)]
-    users: u32,
-    /// Friends of each
-    #[arg(long, default_value_t = 40)]
-    friends: u32,
-    /// Reports of a run, rounded up to whole rounds of all users
+    /// What all of them are given
+    #[arg(long, value_delimiter = ',', default_value = "w")]
+    workload: Vec<Workload>,
+    #[command(flatten)]
+    input: Input,
+    #[command(flatten)]
+    scale: scale::ScaleSettings,
+    /// Also bare loops that do the least of each stage
+    #[arg(long)]
+    limits: bool,
+    /// Reports of a run; of a recording at most its part
     #[arg(long, default_value_t = 400_000)]
     reports: usize,
     /// The same for Kafka Streams and polling, which take a hundred times as long
@@ -78,66 +85,106 @@ enum Who {
     Tile38,
 }
 
+/// What came of a workload.
+struct Measured {
+    workload: Workload,
+    described: String,
+    rows: Vec<Row>,
+    not_run: Vec<String>,
+}
+
 /// Runs and prints.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (machine, shared) = (machine::described(), machine::is_shared());
     machine.iter().for_each(|(name, value)| println!("{name}: {value}"));
-    println!(
-        "W: {} users, {} friends each, {} runs of {} reports",
-        settings.users, settings.friends, settings.runs, settings.reports
-    );
-    let (mut rows, mut not_run) = (Vec::new(), Vec::new());
-    for who in &settings.peers {
-        // A peer that fails says so, and leaves the others their turn.
-        if let Err(error) = one(*who, settings, &mut rows).await {
-            let name = clap::ValueEnum::to_possible_value(who).context("every peer has a name")?;
-            not_run.push(format!("NOT RUN: {}: {error:#}", name.get_name()));
+    let (mut all, mut held, mut not_held) = (Vec::new(), Vec::new(), Vec::new());
+    for workload in &settings.workload {
+        if *workload == Workload::Scale {
+            (held, not_held) = scale::run(&settings.peers, &settings.scale).await?;
+            println!("{}", scale::table(&held));
+            not_held.iter().for_each(|line| println!("{line}"));
+        } else {
+            all.push(of_workload(*workload, settings).await);
         }
     }
-    println!("{}", tables::tables(&rows));
-    not_run.iter().for_each(|line| println!("{line}"));
+    let limits = if settings.limits { limits::run(settings.runs).await? } else { Vec::new() };
+    if settings.limits {
+        println!("{}", limits::table(&limits));
+    }
     if shared {
         println!("measured while others used the machine");
     }
     if let Some(path) = &settings.json {
-        let all = json!({
+        let workloads: Vec<Value> = all.iter().map(Measured::json).collect();
+        let text = json!({
             "machine": machine::json(&machine),
             "measured_while_others_used_the_machine": shared,
-            "workload": {"users": settings.users, "friends": settings.friends},
-            "rows": tables::json(&rows),
-            "not_run": not_run,
+            "workloads": workloads,
+            "scale": {"peers": scale::json(&held), "not_run": not_held},
+            "limits": limits::json(&limits),
         });
-        std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")
+        std::fs::write(path, serde_json::to_string_pretty(&text)? + "\n")
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    let subtitle = format!(
-        "{} users, {} friends each, {} runs{}",
-        settings.users,
-        settings.friends,
-        settings.runs,
-        if shared { ", measured while others used the machine" } else { "" }
-    );
-    if let (Some(path), Some(picture)) = (&settings.svg, svg::picture(&rows, &subtitle)) {
-        std::fs::write(path, picture).with_context(|| format!("writing {}", path.display()))?;
+    if let Some(path) = &settings.svg {
+        let others = if shared { ", measured while others used the machine" } else { "" };
+        for (number, measured) in all.iter().enumerate() {
+            let subtitle = format!("{}, {} runs{others}", measured.described, settings.runs);
+            // Those after the first beside it, with their names.
+            let ending = format!("{}.svg", measured.workload.name());
+            let path = if number == 0 { path.clone() } else { path.with_extension(ending) };
+            if let Some(picture) = svg::picture(&measured.rows, &subtitle) {
+                std::fs::write(&path, picture).with_context(|| format!("writing {}", path.display()))?;
+            }
+        }
     }
     Ok(())
 }
 
-async fn one(who: Who, settings: &Settings, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+impl Measured {
+    fn json(&self) -> Value {
+        json!({"name": self.workload.name(), "described": self.described, "rows": tables::json(&self.rows), "not_run": self.not_run})
+    }
+}
+
+/// All peers, one after the other; prints.
+async fn of_workload(workload: Workload, settings: &Settings) -> Measured {
+    let mut measured = Measured { workload, described: String::new(), rows: Vec::new(), not_run: Vec::new() };
+    match Loads::new(workload, &settings.input) {
+        Err(error) => measured.not_run.push(format!("NOT RUN: {}: {error:#}", workload.name())),
+        Ok(loads) => {
+            measured.described = loads.described();
+            println!("\n{}; {} runs of at most {} reports", measured.described, settings.runs, settings.reports);
+            for who in &settings.peers {
+                // A peer that fails says so, and leaves the others their turn.
+                if let Err(error) = one(*who, settings, &loads, &mut measured.rows).await {
+                    measured.not_run.push(format!("NOT RUN: {}: {error:#}", name(*who)));
+                }
+            }
+            println!("{}", tables::tables(&measured.rows));
+        }
+    }
+    measured.not_run.iter().for_each(|line| println!("{line}"));
+    measured
+}
+
+fn name(who: Who) -> String {
+    clap::ValueEnum::to_possible_value(&who).map_or(String::new(), |value| value.get_name().to_owned())
+}
+
+async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) -> anyhow::Result<()> {
     match who {
         Who::Nearby => {
             for gateways in &settings.gateways {
-                let mut loads = Loads::new(settings.users, settings.friends);
-                let mut peer = ours::Ours::start(&loads, *gateways).await?;
-                let row = row("nearby", *gateways);
+                let (mut loads, row) = (loads.again(), row("nearby", *gateways));
+                let mut peer = ours::Ours::start(&loads, *gateways, 1).await?;
                 rows.push(block_in_place(|| measure(&mut peer, &mut loads, settings, settings.reports, row))?);
                 peer.stop()?;
             }
         }
         Who::Redis => {
             for gateways in &settings.gateways {
-                let mut loads = Loads::new(settings.users, settings.friends);
-                let row = row("redis", *gateways);
+                let (mut loads, row) = (loads.again(), row("redis", *gateways));
                 rows.push(block_in_place(|| {
                     let mut peer = redis::Redis::start(&loads, *gateways)?;
                     measure(&mut peer, &mut loads, settings, settings.reports, row)
@@ -146,7 +193,7 @@ async fn one(who: Who, settings: &Settings, rows: &mut Vec<Row>) -> anyhow::Resu
         }
         Who::Streams => {
             for stores in [Stores::Memory, Stores::RocksDb] {
-                let mut loads = Loads::new(settings.users, settings.friends);
+                let mut loads = loads.again();
                 let mut peer = Streams::start(&loads, stores).await?;
                 let row = Row { peer: "streams", setting: stores.name().to_owned(), ..Row::default() };
                 rows.push(block_in_place(|| measure(&mut peer, &mut loads, settings, settings.slow_reports, row))?);
@@ -154,7 +201,7 @@ async fn one(who: Who, settings: &Settings, rows: &mut Vec<Row>) -> anyhow::Resu
         }
         Who::Polling => {
             for distance in [Distance::Haversine, Distance::PostGis] {
-                rows.push(polling::run(settings, settings.slow_reports, distance).await?);
+                rows.push(polling::run(settings, loads.again(), settings.slow_reports, distance).await?);
             }
         }
         Who::Tile38 => {

@@ -1,14 +1,15 @@
 //! `nearby` itself: a processor on Kafka, and what its gateways do first: read their topics and decode the batches. (What a
 //! gateway does then, sockets, is outside for every peer.)
 
-use super::driver::{Loads, Pace, now_us};
+use super::driver::{Pace, now_us};
 use super::heard::Heard;
 use super::kafka_driver::{Driver, read_topics};
+use super::loads::Loads;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
 use crate::pipeline::{Load, Served, report_at};
-use crate::workload::{Move, gateway_id};
-use anyhow::Context;
+use crate::workload::{Move, World, gateway_id};
+use anyhow::{Context, ensure};
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
 use nearby_schemas::batch::{Event, FriendMovedBatch, Section};
@@ -21,6 +22,8 @@ use tokio::runtime::Handle;
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
 const STANDS_STILL_MAX: Duration = Duration::from_secs(6);
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// A position counts for 600 s by default; so long was the start at most.
+const INACTIVE_AFTER: Duration = Duration::from_secs(480);
 
 /// Settings of the hidden `gateway-topics`.
 #[derive(clap::Args)]
@@ -41,19 +44,21 @@ pub struct Ours {
     heard_at: String,
     driver: Driver,
     reports: usize,
+    restored: Instant,
 }
 
 impl Ours {
-    pub async fn start(loads: &Loads, gateways: usize) -> anyhow::Result<Ours> {
-        let served =
-            Served::start(&Load { users: loads.users, friends: loads.friends_mean, ..Load::W }, gateways).await?;
+    pub async fn start(loads: &Loads, gateways: usize, engine_threads: usize) -> anyhow::Result<Ours> {
+        let load = Load { users: u32::try_from(loads.users())?, engine_threads, ..Load::W };
+        let served = Served::of(&load, World::at(loads.places.clone()), &loads.friends, gateways).await?;
+        let restored = Instant::now();
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
         let brokers = served.cluster.kafka.brokers.clone();
         let arguments = ["gateway-topics", "--brokers", &brokers, "--gateways", &gateways, "--listen", &listen];
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
         let reports = served.reports().await?;
-        Ok(Ours { served, gateways, heard_at: listen, driver: Driver::new(&brokers)?, reports })
+        Ok(Ours { served, gateways, heard_at: listen, driver: Driver::new(&brokers)?, reports, restored })
     }
 
     pub fn stop(self) -> anyhow::Result<()> {
@@ -86,6 +91,8 @@ impl Peer for Ours {
             Handle::current().block_on(self.served.wait_for_reports(self.reports + written))?;
         }
         self.reports += moves.len();
+        // Brute force knows no expiry.
+        ensure!(self.restored.elapsed() < INACTIVE_AFTER, "the first places were too old before the runs ended");
         Ok(stood_still)
     }
 

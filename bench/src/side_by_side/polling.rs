@@ -5,8 +5,8 @@
 //! done that. So CPU time a report is that of the true rate, and how old what a viewer sees is comes from the pretended times.
 
 use super::Settings;
-use super::driver::Loads;
 use super::heard::Latency;
+use super::loads::Loads;
 use super::measured::{Row, Run};
 use super::truth::Count;
 use crate::cpu;
@@ -14,7 +14,7 @@ use crate::workload::{Move, user_id};
 use anyhow::Context;
 use nearby_e2e::postgres::Postgres;
 use sqlx::{Connection, PgConnection, Row as _};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 const INTERVAL_MS: u64 = 30_000;
@@ -95,20 +95,23 @@ impl Distance {
 }
 
 /// Runs and returns the line of the tables.
-pub async fn run(settings: &Settings, reports: usize, distance: Distance) -> anyhow::Result<Row> {
+pub async fn run(settings: &Settings, mut loads: Loads, reports: usize, distance: Distance) -> anyhow::Result<Row> {
     let postgres = Postgres::start()?;
     postgres.psql(distance.schema())?;
-    let mut loads = Loads::new(settings.users, settings.friends);
     let mut polling = Polling::connect(&postgres, distance, &loads).await?;
     let pid = postgres.pid().context("Postgres runs")?;
     let mut row = Row { peer: "polling", setting: distance.name().to_owned(), ..Row::default() };
     let mut stale_us = Vec::new();
     for number in 0..=settings.runs {
         // The first one fills the table, and every viewer's screen.
-        let (moves, truth) = loads.next(if number == 0 { 1 } else { reports });
+        let wanted = if number == 0 { loads.users() } else { reports.next_multiple_of(loads.users()) };
+        let (mut moves, truth) = loads.run(wanted, settings.runs + 1);
+        if number == 0 {
+            moves.splice(0..0, (0..).zip(loads.places.iter().copied()));
+        }
         let (began, before_s) = (Instant::now(), cpu::of_family(pid)?);
         let mut told = Count::default();
-        for round in moves.chunks(loads.world.places.len()) {
+        for round in moves.chunks(loads.users()) {
             told += polling.round(round, &mut stale_us).await?;
         }
         if number == 0 {
@@ -144,7 +147,7 @@ impl Polling {
     async fn connect(postgres: &Postgres, distance: Distance, loads: &Loads) -> anyhow::Result<Polling> {
         let url = postgres.url();
         let mut writer = PgConnection::connect(&url).await?;
-        for (user, friends) in (0..).zip(&loads.friends) {
+        for (user, friends) in (0..).zip(loads.friends.iter()) {
             let friends: Vec<i64> = friends.iter().map(|friend| user_id(*friend).0).collect();
             sqlx::query("insert into friends values ($1, $2)")
                 .bind(user_id(user).0)
@@ -156,19 +159,19 @@ impl Polling {
         for _ in 0..CONNECTIONS {
             askers.push(PgConnection::connect(&url).await?);
         }
-        let screens = vec![HashMap::new(); loads.world.places.len()];
+        let screens = vec![HashMap::new(); loads.users()];
         Ok(Polling { distance, writer, askers, screens, now_ms: 0 })
     }
 
     /// 30 s in which everybody reports once and asks once.
     async fn round(&mut self, moves: &[Move], stale_us: &mut Vec<u64>) -> anyhow::Result<Count> {
-        let (users, mut count) = (moves.len() as u64, Count::default());
+        let (users, mut count) = (self.screens.len() as u64, Count::default());
         let at_ms = |number: u64| self.now_ms + number * INTERVAL_MS / users;
         let mut asked = 0;
         for (number, together) in (0_u64..).step_by(TOGETHER).zip(moves.chunks(TOGETHER)) {
             let (mut ids, mut lats, mut lons, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for (nth, (user, place)) in (number..).zip(together) {
-                ids.push(user_id(*user).0);
+            for (nth, (user, place)) in (number..).zip(latest(together)) {
+                ids.push(user_id(user).0);
                 lats.push(place.lat());
                 lons.push(place.lon());
                 times.push(i64::try_from(at_ms(nth))?);
@@ -190,6 +193,14 @@ impl Polling {
         self.now_ms += INTERVAL_MS;
         Ok(count)
     }
+}
+
+/// An upsert may have a user once.
+fn latest(moves: &[Move]) -> Vec<Move> {
+    let mut seen = HashSet::new();
+    let mut latest: Vec<Move> = moves.iter().rev().filter(|(user, _)| seen.insert(*user)).copied().collect();
+    latest.reverse();
+    latest
 }
 
 /// What the screen shows now, and what that tells the viewer.
@@ -229,6 +240,13 @@ async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nearby_schemas::Place;
+
+    #[test]
+    fn of_several_reports_of_a_user_the_last_is_written() {
+        let at = |user, lat_e7| (user, Place { lat_e7, lon_e7: 0 });
+        assert_eq!(latest(&[at(1, 1), at(2, 2), at(1, 3), at(3, 4)]), [at(2, 2), at(1, 3), at(3, 4)]);
+    }
 
     #[test]
     fn a_screen_tells_what_is_new_on_it_and_what_has_gone() {

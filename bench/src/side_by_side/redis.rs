@@ -3,12 +3,13 @@
 //! The gateways are the threads of one process, each with a connection and a table of its own. (Processes of their own would
 //! only add their memory.) They subscribe for their viewers too, and so hear from Redis, in its order, where these are.
 
-use super::driver::{Loads, Pace, now_us, open_loop};
+use super::driver::{Due, Pace, now_us, open_loop};
 use super::heard::{Counters, Heard};
+use super::loads::{Input, Loads, Workload};
 use super::measured::{Gauge, Peer};
 use super::resp::{Reply, command, reply};
 use super::table::Table;
-use crate::workload::{Move, World, user_id};
+use crate::workload::{Move, user_id};
 use anyhow::{Context, bail, ensure};
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
@@ -39,9 +40,9 @@ pub struct GatewaySettings {
     #[arg(long)]
     gateways: usize,
     #[arg(long)]
-    users: u32,
-    #[arg(long)]
-    friends: u32,
+    workload: Workload,
+    #[command(flatten)]
+    input: Input,
     /// Where the counters are
     #[arg(long)]
     listen: String,
@@ -60,7 +61,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub fn start(load: &Loads, gateways: usize) -> anyhow::Result<Redis> {
+    pub fn start(loads: &Loads, gateways: usize) -> anyhow::Result<Redis> {
         let (home, port) = (Home::new("redis")?, free_port()?.to_string());
         let mut program = Command::new("redis-server");
         program.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"]);
@@ -78,20 +79,20 @@ impl Redis {
             std::thread::sleep(POLL);
         };
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
-        let (users, friends) = (load.users.to_string(), load.friends_mean.to_string());
-        let numbers = ["--gateways", &gateways, "--users", &users, "--friends", &friends];
-        let arguments = [&["redis-gateways", "--redis", &address, "--listen", &listen][..], &numbers].concat();
+        let input = loads.input.arguments(loads.workload);
+        let mut arguments = vec!["redis-gateways", "--redis", &address, "--listen", &listen, "--gateways", &gateways];
+        arguments.extend(input.iter().map(String::as_str));
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
         Ok(Redis { gateways, heard_at: listen, server, _home: home, publisher, delivered: 0 })
     }
 
     /// Publishes, and hears how many Redis delivers these to.
-    fn publish(&mut self, moves: &[Move], due_us: i64) -> anyhow::Result<()> {
+    fn publish(&mut self, moves: &[Due]) -> anyhow::Result<()> {
         let mut out = Vec::with_capacity(moves.len() * 80);
-        for (user, place) in moves {
+        for ((user, place), due_us) in moves {
             let channel = user_id(*user).to_string();
-            command(&mut out, &[b"PUBLISH", channel.as_bytes(), &payload(*place, due_us)]);
+            command(&mut out, &[b"PUBLISH", channel.as_bytes(), &payload(*place, *due_us)]);
         }
         self.publisher.stream.write_all(&out)?;
         for _ in moves {
@@ -118,11 +119,12 @@ impl Peer for Redis {
         match pace {
             Pace::Fastest => {
                 for together in moves.chunks(TOGETHER) {
-                    self.publish(together, 0)?;
+                    let together: Vec<Due> = together.iter().map(|made| (*made, 0)).collect();
+                    self.publish(&together)?;
                     self.wait_until_ahead(DELIVERIES_AHEAD_MAX)?;
                 }
             }
-            Pace::PerSecond(rate) => open_loop(moves, rate, |made, due_us| self.publish(&[made], due_us))?,
+            Pace::PerSecond(rate) => open_loop(moves, rate, |due| self.publish(due))?,
         }
         self.wait_until_ahead(0)?;
         Ok(Duration::ZERO)
@@ -130,6 +132,11 @@ impl Peer for Redis {
 
     fn heard(&mut self) -> anyhow::Result<Heard> {
         Heard::at(&self.heard_at)
+    }
+
+    /// Each delivery has been waited for.
+    fn quiet(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn heard_at(&self) -> &str {
@@ -143,13 +150,12 @@ impl Peer for Redis {
 
 /// Gateways until they are killed.
 pub fn gateways(settings: &GatewaySettings) -> anyhow::Result<()> {
-    let mut world = World::new(settings.users, crate::pipeline::CENTRES);
-    let friends = world.friendships(settings.friends);
+    let loads = Loads::new(settings.workload, &settings.input)?;
     let counters = Arc::new(Counters::default());
     let (sender, ended) = mpsc::channel();
     let (subscribed, all_subscribed) = mpsc::channel();
     for gateway in 0..settings.gateways {
-        let table = Table::new(&world, &friends, gateway, settings.gateways);
+        let table = Table::new(&loads.places, &loads.friends, gateway, settings.gateways);
         let connection = Connection::open(&settings.redis)?;
         let (counters, sender, subscribed) = (Arc::clone(&counters), sender.clone(), subscribed.clone());
         std::thread::spawn(move || {
@@ -157,7 +163,7 @@ pub fn gateways(settings: &GatewaySettings) -> anyhow::Result<()> {
             drop(sender.send(hear(table, connection, &counters, &subscribed)));
         });
     }
-    drop((world, friends));
+    drop(loads);
     for _ in 0..settings.gateways {
         all_subscribed.recv_timeout(START_LIMIT).context("subscribing")?;
     }

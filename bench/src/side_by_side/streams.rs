@@ -1,8 +1,9 @@
 //! Kafka Streams: `bench/peers/streams/Streams.java`, on a broker of its own, with its stores in memory or in RocksDB.
 
-use super::driver::{Loads, Pace, now_us};
+use super::driver::{Pace, now_us};
 use super::heard::Heard;
 use super::kafka_driver::{Driver, read_topics};
+use super::loads::Loads;
 use super::machine::made;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
@@ -97,7 +98,7 @@ impl Streams {
         let driver = Driver::new(&brokers)?;
         let mut started = Streams { streams, gateways, heard_at: listen, driver, group, broker, _state: state };
         // Everybody has reported once.
-        let places: Vec<Move> = (0..).zip(loads.world.places.iter().copied()).collect();
+        let places: Vec<Move> = (0..).zip(loads.places.iter().copied()).collect();
         started.drive(&places, Pace::Fastest)?;
         Ok(started)
     }
@@ -108,11 +109,18 @@ impl Streams {
     fn wait_until_committed(&self, topic: &str) -> anyhow::Result<()> {
         let mut list = TopicPartitionList::new();
         let mut ends = Vec::new();
+        let began = Instant::now();
         for partition in 0..PARTITIONS {
             list.add_partition(topic, partition);
-            ends.push(self.group.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)?.1);
+            // A topic that has just been created may have no leader yet.
+            ends.push(loop {
+                match self.group.fetch_watermarks(topic, partition, REQUEST_TIMEOUT) {
+                    Ok((_, end)) => break end,
+                    Err(error) => ensure!(began.elapsed() < REQUEST_TIMEOUT, error),
+                }
+                std::thread::sleep(POLL);
+            });
         }
-        let began = Instant::now();
         loop {
             let committed = self.group.committed_offsets(list.clone(), REQUEST_TIMEOUT)?;
             let is_done = |end: &i64, at: &Offset| *end == 0 || matches!(at, Offset::Offset(at) if at >= end);
@@ -192,7 +200,7 @@ async fn write_lists(kafka: &Kafka, loads: &Loads) -> anyhow::Result<()> {
         let value = friends.iter().flat_map(|friend| user_id(*friend).0.to_be_bytes()).collect();
         keyed(LISTS, user, value)
     };
-    let records: Vec<Outgoing> = (0..).zip(&loads.friends).map(list).collect();
+    let records: Vec<Outgoing> = (0..).zip(loads.friends.iter()).map(list).collect();
     let appender = Appender::new(kafka)?;
     for together in records.chunks(RECORDS_AT_ONCE) {
         appender.append(together.iter().cloned()).await.map_err(|error| anyhow::anyhow!("{error}"))?;

@@ -2,7 +2,7 @@
 
 use super::truth::{Count, RADIUS_M};
 use crate::workload::arrays::Bounds;
-use crate::workload::{World, user_id};
+use crate::workload::user_id;
 use nearby_schemas::Place;
 use nearby_schemas::nearness::{distance_dm, distance_m};
 use std::collections::HashMap;
@@ -24,13 +24,13 @@ pub fn gateway_of(user: u32, gateways: usize) -> usize {
 }
 
 impl Table {
-    /// That of this gateway of so many, with everybody where the world has them.
-    pub fn new(world: &World, friends: &[Vec<u32>], gateway: usize, gateways: usize) -> Table {
+    /// That of this gateway of so many, with everybody at these places.
+    pub fn new(places: &[Place], friends: &[Vec<u32>], gateway: usize, gateways: usize) -> Table {
         let mut table = Table::default();
         for (viewer, list) in (0..).zip(friends).filter(|(user, _)| gateway_of(*user, gateways) == gateway) {
-            let own = table.number(viewer, world);
+            let own = table.number(viewer, places);
             for friend in list {
-                let friend = table.number(*friend, world);
+                let friend = table.number(*friend, places);
                 table.viewers[friend as usize].push(own);
                 table.friends[own as usize].push(friend);
             }
@@ -38,11 +38,11 @@ impl Table {
         table
     }
 
-    fn number(&mut self, user: u32, world: &World) -> u32 {
+    fn number(&mut self, user: u32, places: &[Place]) -> u32 {
         let next = u32::try_from(self.places.len()).expect("fewer than 2^32 users");
         let number = *self.numbers.entry(user_id(user).0).or_insert(next);
         if number == next {
-            self.places.push(world.places[user as usize]);
+            self.places.push(places[user as usize]);
             self.viewers.push(Vec::new());
             self.friends.push(Vec::new());
         }
@@ -82,13 +82,15 @@ impl Table {
 mod tests {
     use super::super::truth::Truth;
     use super::*;
+    use crate::workload::World;
+    use std::sync::Arc;
 
     #[test]
     fn gateways_tell_together_what_brute_force_finds() {
         let mut world = World::new(200, 4);
-        let friends = world.friendships(20);
-        let mut truth = Truth::new(&world, &friends);
-        let mut tables: Vec<Table> = (0..3).map(|gateway| Table::new(&world, &friends, gateway, 3)).collect();
+        let friends = Arc::new(world.friendships(20));
+        let mut truth = Truth::new(world.places.clone(), Arc::clone(&friends));
+        let mut tables: Vec<Table> = (0..3).map(|gateway| Table::new(&world.places, &friends, gateway, 3)).collect();
         let (mut told, mut expected) = (Count::default(), Count::default());
         for _ in 0..5 {
             let moves = world.round();

@@ -32,7 +32,7 @@ pub fn tables(rows: &[Row]) -> String {
         line(&mut text, row, &cells);
     }
     text += "\nNotifications (a viewer is told where a friend within the radius is, or that one left) beside brute force, all runs\n\n";
-    text += "| peer | setting | told | brute force | difference | sum of distances |\n| --- | --- | --- | --- | --- | --- |\n";
+    text += "| peer | setting | told | brute force | difference | sum of distances | difference at the steady rate |\n| --- | --- | --- | --- | --- | --- | --- |\n";
     for row in rows {
         let (told, truth) = row.told_and_truth();
         let distances = match told.distances_dm {
@@ -41,8 +41,9 @@ pub fn tables(rows: &[Row]) -> String {
             _ => "differs",
         };
         let [told_text, truth_text] = [told, truth].map(|count| count.notifications().to_string());
-        let difference = format!("{:+.4} %", told.difference_percent(truth));
-        line(&mut text, row, &[told_text, truth_text, difference, distances.to_owned()]);
+        let difference = |(told, truth): (Count, Count)| format!("{:+.4} %", told.difference_percent(truth));
+        let steady = row.steady.map_or_else(|| "-".to_owned(), difference);
+        line(&mut text, row, &[told_text, truth_text, difference((told, truth)), distances.to_owned(), steady]);
     }
     text.push('\n');
     for row in rows.iter().filter(|row| !row.note.is_empty()) {
@@ -53,15 +54,11 @@ pub fn tables(rows: &[Row]) -> String {
 
 /// Everything, run by run.
 pub fn json(rows: &[Row]) -> Value {
-    let count = |count: Count| json!({"shown": count.shown, "left": count.left, "distances_dm": count.distances_dm});
-    let pairs = |pairs: Vec<(&str, Value)>| -> Value {
-        pairs.into_iter().map(|(kind, value)| (kind.to_owned(), value)).collect::<serde_json::Map<_, _>>().into()
-    };
     let run = |run: &Run| {
         json!({
             "reports": run.reports,
             "seconds": run.seconds,
-            "cpu_s": pairs(run.cpu_s.iter().map(|(kind, seconds)| (*kind, json!(seconds))).collect()),
+            "cpu_s": by_kind(&run.cpu_s),
             "told": count(run.told),
             "brute_force": count(run.truth),
         })
@@ -75,12 +72,27 @@ pub fn json(rows: &[Row]) -> Value {
             "peer": row.peer,
             "setting": row.setting,
             "runs": row.runs.iter().map(run).collect::<Vec<_>>(),
-            "resident_bytes": pairs(row.resident_bytes.iter().map(|(kind, bytes)| (*kind, json!(bytes))).collect()),
+            "resident_bytes": by_kind(&row.resident_bytes),
             "latency": latency,
+            "steady": row.steady.map(|(told, truth)| json!({"told": count(told), "brute_force": count(truth)})),
             "note": row.note,
         })
     };
     rows.iter().map(row).collect()
+}
+
+/// A count as JSON.
+pub fn count(count: Count) -> Value {
+    json!({"shown": count.shown, "left": count.left, "distances_dm": count.distances_dm})
+}
+
+/// Figures of kinds of processes as JSON.
+pub fn by_kind<T: Copy + Into<Value>>(figures: &[(&str, T)]) -> Value {
+    figures
+        .iter()
+        .map(|(kind, figure)| ((*kind).to_owned(), (*figure).into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// In the order of the first run.
@@ -92,13 +104,13 @@ fn line(text: &mut String, row: &Row, cells: &[String]) {
     writeln!(text, "| {} | {} | {} |", row.peer, row.setting, cells.join(" | ")).expect("a string");
 }
 
-fn three(figures: &Figures) -> String {
+pub fn three(figures: &Figures) -> String {
     let [minimum, median, maximum] = [figures.minimum(), figures.median(), figures.maximum()].map(rounded);
     format!("{minimum} / {median} / {maximum}")
 }
 
 /// With three digits that count, or all of a large one.
-fn rounded(figure: f64) -> String {
+pub fn rounded(figure: f64) -> String {
     match figure {
         figure if figure >= 100.0 => format!("{figure:.0}"),
         figure if figure >= 10.0 => format!("{figure:.1}"),
@@ -133,6 +145,7 @@ pub mod tests {
             resident_bytes: vec![("broker", 3 << 20)],
             rate_per_s: 2_000,
             latency: Some(Latency { count: 9, p50_us: 1_200, p95_us: 2_000, p99_us: 30_000, max_us: 31_000 }),
+            steady: Some((truth, truth)),
             note: "something".to_owned(),
         }
     }
@@ -143,7 +156,7 @@ pub mod tests {
         for expected in [
             "| redis | 2 gateways | 4.00 / 6.00 / 8.00 | broker 4.00, processor 2.00 | 250000 / 250000 / 250000 |\n",
             "| redis | 2 gateways | 2000 | 1.2 | 2.0 | 30.0 | 31.0 | broker 3 |\n",
-            "| redis | 2 gateways | 297 | 300 | -1.0000 % | equal |\n",
+            "| redis | 2 gateways | 297 | 300 | -1.0000 % | equal | +0.0000 % |\n",
             "\nredis 2 gateways: something\n",
         ] {
             assert!(text.contains(expected), "no {expected} in\n{text}");

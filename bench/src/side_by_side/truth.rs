@@ -4,10 +4,11 @@
 //! viewer's own report brought the two together (`shown`), or that a friend is no longer within it (`left`). Rules R1, R3 and R4 of the
 //! engine say so; a viewer's own new position is none.
 
-use crate::workload::{Move, World};
+use crate::workload::Move;
 use nearby_schemas::Place;
 use nearby_schemas::nearness::{distance_dm, distance_m};
 use std::ops::{AddAssign, Sub};
+use std::sync::Arc;
 
 pub const RADIUS_M: f64 = 8_000.0;
 
@@ -60,12 +61,12 @@ impl Sub for Count {
 /// Where everybody is, and who is whose friend: all friendships go both ways.
 pub struct Truth {
     places: Vec<Place>,
-    friends: Vec<Vec<u32>>,
+    friends: Arc<Vec<Vec<u32>>>,
 }
 
 impl Truth {
-    pub fn new(world: &World, friends: &[Vec<u32>]) -> Truth {
-        Truth { places: world.places.clone(), friends: friends.to_vec() }
+    pub fn new(places: Vec<Place>, friends: Arc<Vec<Vec<u32>>>) -> Truth {
+        Truth { places, friends }
     }
 
     /// What has to be told because of these reports, in this order.
@@ -93,14 +94,14 @@ impl Truth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workload::{report, user_id};
+    use crate::workload::{World, report, user_id};
     use nearby_engine::Notice;
 
     #[test]
     fn the_engine_tells_what_brute_force_finds() {
         let mut world = World::new(200, 4);
         let friends = world.friendships(20);
-        let (mut engine, mut truth) = (world.engine(&friends), Truth::new(&world, &friends));
+        let (mut engine, mut truth) = (world.engine(&friends), Truth::new(world.places.clone(), Arc::new(friends)));
         let (mut told, mut expected) = (Count::default(), Count::default());
         for round in 0..5 {
             let moves = world.round();

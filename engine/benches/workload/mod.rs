@@ -54,6 +54,12 @@ impl World {
         world
     }
 
+    /// Users who are at these places, all around one centre.
+    pub fn at(places: Vec<Place>) -> World {
+        let random = StdRng::seed_from_u64(SEED);
+        World { random, per_centre: u32::try_from(places.len()).expect("fewer than 2^32 users"), places }
+    }
+
     pub fn users(&self) -> u32 {
         u32::try_from(self.places.len()).expect("fewer than 2^32 users")
     }
