@@ -19,7 +19,7 @@ pub trait Peer {
     fn heard(&mut self) -> anyhow::Result<Heard>;
     /// If it has taken all, and nothing more is heard for so long, all is told. (A machine that has much to do pauses for seconds.)
     fn quiet(&self) -> Duration {
-        Duration::from_secs(5)
+        Duration::from_secs(2)
     }
     /// Where latencies are asked for.
     fn heard_at(&self) -> &str;

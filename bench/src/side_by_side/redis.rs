@@ -21,7 +21,8 @@ use std::process::Command;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// A million users with 400 friends each take minutes.
+const START_LIMIT: Duration = Duration::from_secs(300);
 const STILL_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 const CHANNELS_AT_ONCE: usize = 1_000;

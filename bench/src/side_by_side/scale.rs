@@ -36,7 +36,7 @@ pub struct ScaleSettings {
     #[arg(long, default_value_t = 400)]
     scale_friends: u32,
     /// The first rate that is tried, in reports a second
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 5_000)]
     scale_rate_per_s: u64,
     /// How long a rate has to hold, in seconds
     #[arg(long, default_value_t = 5)]
