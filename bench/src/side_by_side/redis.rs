@@ -151,15 +151,17 @@ impl Peer for Redis {
 
 /// Gateways until they are killed.
 pub fn gateways(settings: &GatewaySettings) -> anyhow::Result<()> {
-    let loads = Loads::new(settings.workload, &settings.input)?;
+    let loads = Arc::new(Loads::new(settings.workload, &settings.input)?);
     let counters = Arc::new(Counters::default());
     let (sender, ended) = mpsc::channel();
     let (subscribed, all_subscribed) = mpsc::channel();
     for gateway in 0..settings.gateways {
-        let table = Table::new(&loads.places, &loads.friends, gateway, settings.gateways);
+        let (loads, gateways) = (Arc::clone(&loads), settings.gateways);
         let connection = Connection::open(&settings.redis)?;
         let (counters, sender, subscribed) = (Arc::clone(&counters), sender.clone(), subscribed.clone());
         std::thread::spawn(move || {
+            let table = Table::new(&loads.places, &loads.friends, gateway, gateways);
+            drop(loads);
             // Nobody waits for the second that ends.
             drop(sender.send(hear(table, connection, &counters, &subscribed)));
         });

@@ -7,6 +7,8 @@ use nearby_schemas::Place;
 use nearby_schemas::nearness::{distance_dm, distance_m};
 use std::collections::HashMap;
 
+const NO_NUMBER: u32 = u32::MAX;
+
 /// The viewers of one gateway. Users are numbered as they come.
 #[derive(Default)]
 pub struct Table {
@@ -26,11 +28,11 @@ pub fn gateway_of(user: u32, gateways: usize) -> usize {
 impl Table {
     /// That of this gateway of so many, with everybody at these places.
     pub fn new(places: &[Place], friends: &[Vec<u32>], gateway: usize, gateways: usize) -> Table {
-        let mut table = Table::default();
+        let (mut table, mut numbers) = (Table::default(), vec![NO_NUMBER; places.len()]);
         for (viewer, list) in (0..).zip(friends).filter(|(user, _)| gateway_of(*user, gateways) == gateway) {
-            let own = table.number(viewer, places);
+            let own = table.number(&mut numbers[viewer as usize], viewer, places);
             for friend in list {
-                let friend = table.number(*friend, places);
+                let friend = table.number(&mut numbers[*friend as usize], *friend, places);
                 table.viewers[friend as usize].push(own);
                 table.friends[own as usize].push(friend);
             }
@@ -38,15 +40,16 @@ impl Table {
         table
     }
 
-    fn number(&mut self, user: u32, places: &[Place]) -> u32 {
-        let next = u32::try_from(self.places.len()).expect("fewer than 2^32 users");
-        let number = *self.numbers.entry(user_id(user).0).or_insert(next);
-        if number == next {
+    /// What it has been given, or the next.
+    fn number(&mut self, number: &mut u32, user: u32, places: &[Place]) -> u32 {
+        if *number == NO_NUMBER {
+            *number = u32::try_from(self.places.len()).expect("fewer than 2^32 users");
+            self.numbers.insert(user_id(user).0, *number);
             self.places.push(places[user as usize]);
             self.viewers.push(Vec::new());
             self.friends.push(Vec::new());
         }
-        number
+        *number
     }
 
     /// Whom it has to hear: its viewers and their friends.
