@@ -17,7 +17,7 @@ export NO_SMALL_DISK
 # A comma, where make takes one for its own.
 , := ,
 
-.PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench bench-quick check format deny advisories clean
+.PHONY: help needs demo build test test-long test-postgres test-unit sim fuzz bench bench-quick bench-more check format deny advisories clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -68,29 +68,38 @@ fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for
 	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/fuzz/instrument.sh cargo build -p nearby-fuzz --features guided --bins
 	@sh fuzz/run.sh $(SECONDS)
 
-bench: ## What a processor and a gateway cost, on a real broker, and how late a report arrives (half an hour)
+SIDE_BY_SIDE = RECORDED=$(abspath $(RECORDED)) target/release/nearby-bench side-by-side
+
+bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: half an hour and a build
 	sh e2e/setup.sh
+	sh bench/setup.sh
 	cargo build --release -p nearby -p nearby-bench
 	target/release/nearby-bench stages
-	target/release/nearby-bench processor
-	target/release/nearby-bench processor --gateways 2 --users 1000000
-	target/release/nearby-bench restore
-	target/release/nearby-bench sockets
-	target/release/nearby-bench transports
-	target/release/nearby-bench latency
-	target/release/nearby-bench history
-	target/release/nearby-bench sink
+	target/release/nearby-bench processor --reports 800000 --steady-s 5
+	target/release/nearby-bench processor --gateways 2 --users 1000000 --reports 800000 --steady-s 5
+	target/release/nearby-bench sockets --duration-s 3
+	target/release/nearby-bench latency --duration-s 10
+	target/release/nearby-bench sink --partitions 4 --reports 300000
 	target/release/nearby-bench sink --delay --partitions 16
 	target/release/nearby-bench capacity
-	sh bench/setup.sh
-	target/release/nearby-bench side-by-side --json target/side-by-side.json --svg target/side-by-side.svg
+	$(SIDE_BY_SIDE) --reports 200000 --slow-reports 10000 --latency-s 3 --limits --json target/side-by-side.json --svg target/side-by-side.svg
+	$(SIDE_BY_SIDE) --workload gowalla,taxis --peers nearby,redis,polling --gateways 2 --slow-reports 10000 --latency-s 3 \
+	  --json target/side-by-side-recorded.json --svg target/side-by-side-recorded.svg
+	$(SIDE_BY_SIDE) --workload scale --json target/side-by-side-scale.json
 
-bench-quick: ## This pipeline beside its alternatives, at a smaller size: minutes; figures and a picture in target/
+bench-quick: ## This pipeline beside its alternatives, at a smaller size: 4 minutes and a build; figures and a picture in target/
 	sh e2e/setup.sh
 	sh bench/setup.sh
 	cargo build --release -p nearby -p nearby-bench
-	target/release/nearby-bench side-by-side --gateways 2,40 --users 10000 --reports 100000 --slow-reports 20000 --runs 3 --latency-s 3 \
+	$(SIDE_BY_SIDE) --gateways 2,40 --users 10000 --reports 100000 --slow-reports 10000 --latency-s 3 \
 	  --json target/side-by-side.json --svg target/side-by-side.svg
+
+bench-more: ## What the design has no goals for: restoring alone, push or poll, and what analysts wait for (a quarter of an hour)
+	sh e2e/setup.sh
+	cargo build --release -p nearby -p nearby-bench
+	target/release/nearby-bench restore
+	target/release/nearby-bench transports
+	target/release/nearby-bench history
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
 	cargo fmt --all --check
