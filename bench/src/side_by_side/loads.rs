@@ -106,7 +106,7 @@ impl Loads {
                 Loads::recorded(workload, input, &checkins::load(&people, Some(&friends))?)
             }
             Workload::Taxis => {
-                let file = folder.join("../cabspotting-sf/cabs.txt.gz");
+                let file = folder.with_file_name("cabspotting-sf").join("cabs.txt.gz");
                 let friendships = Friendships { mean: input.friends, seed: TAXI_SEED };
                 Loads::recorded(workload, input, &taxis::load(&file, FIRST_TAXI, friendships)?)
             }
