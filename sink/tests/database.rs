@@ -36,8 +36,7 @@ fn batch(first: i64, contents: Vec<Content>) -> Batcher {
     let mut batcher = Batcher::new(true, 1_000, Duration::ZERO);
     batcher.own(0, Some(first));
     for (content, offset) in contents.into_iter().zip(first..) {
-        let (appended_at, content) = (NOON, Ok(content));
-        let record = Record { partition: 0, offset, appended_at, key: None, value: None, content };
+        let record = Record { partition: 0, offset, key: None, value: None, content: Ok(content) };
         batcher.take(record, Instant::now()).expect("no gap");
     }
     batcher
