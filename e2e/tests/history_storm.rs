@@ -34,7 +34,7 @@ const NOTICED_LIMIT: Duration = Duration::from_secs(30);
 const LEISURELY: (u32, u32) = (20_000, 2_500);
 const SWIFT: (u32, u32) = (1_000, 100);
 const POSTERS: usize = 4;
-/// About every second freeze makes two sinks meet; or else the frozen one had nothing in hand, or was in the middle of its transaction.
+/// A freeze makes two sinks meet if it finds one with rows in hand and no transaction under way: about every second does in the long version.
 const FREEZES_MORE_MAX: usize = 10;
 
 /// How much of it: short by default.
