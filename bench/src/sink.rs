@@ -215,13 +215,20 @@ impl Bench {
         std::iter::repeat_with(|| self.world.round()).flatten().take(count).collect()
     }
 
+    fn producer(&self) -> anyhow::Result<ThreadedProducer<DefaultProducerContext>> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("linger.ms", "20");
+        config.set("queue.buffering.max.messages", "2000000").set("delivery.report.only.error", "true");
+        config.create().context("a producer")
+    }
+
     fn write(&mut self, moves: &[Move]) -> anyhow::Result<()> {
-        let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .set("linger.ms", "20")
-            .set("queue.buffering.max.messages", "2000000")
-            .set("delivery.report.only.error", "true")
-            .create()?;
+        let producer = self.producer()?;
+        self.send(&producer, moves)
+    }
+
+    /// Until all are acknowledged.
+    fn send(&mut self, producer: &ThreadedProducer<DefaultProducerContext>, moves: &[Move]) -> anyhow::Result<()> {
         let codec = Codec::new();
         for made in moves {
             let record = report(&self.topic, &codec, *made);
@@ -239,9 +246,11 @@ impl Bench {
     /// From the acknowledgement of a report to its row, as somebody sees it who asks all the time.
     async fn delay(&mut self, postgres: &Postgres) -> anyhow::Result<()> {
         let mut delays = Vec::new();
+        // One for all: to end one takes longer than what is measured here.
+        let producer = self.producer()?;
         for made in self.moves(100) {
             let due = Instant::now() + Duration::from_millis(100);
-            self.write(&[made])?;
+            self.send(&producer, &[made])?;
             let began = Instant::now();
             let written = format!(
                 "select coalesce(sum(next_offset), 0) >= {} from nearby.sink_offsets where topic = '{}'",

@@ -4,6 +4,7 @@ Arguments: the tool and the file. First comes what the tool takes the columns fo
 
 - pyarrow, duckdb: Parquet; duckdb-csv: CSV
 - gdal LAYER: GeoJSON or GPX, with what QGIS and others read them with
+- geojson: GeoJSON, if all of it is valid by RFC 7946
 """
 
 import sys
@@ -78,6 +79,19 @@ def gdal(path, layer):
         print(us(datetime.fromisoformat(time.replace("Z", "+00:00"))), f"{lat:.7f}", f"{lon:.7f}", segment, sep="|")
 
 
+def geojson(path):
+    import geojson as tool
+
+    # It rounds to six decimals by itself.
+    tool.geometry.DEFAULT_PRECISION = 7
+    with open(path, encoding="utf-8") as file:
+        collection = tool.load(file)
+    assert collection.is_valid, collection.errors()
+    for feature in collection.features:
+        (lon, lat), time = feature.geometry.coordinates, feature.properties["reported_at"]
+        print(us(datetime.fromisoformat(time.replace("Z", "+00:00"))), f"{lat:.7f}", f"{lon:.7f}", 0, sep="|")
+
+
 if __name__ == "__main__":
     tool, path, *more = sys.argv[1:]
     {
@@ -85,4 +99,5 @@ if __name__ == "__main__":
         "duckdb": duckdb,
         "duckdb-csv": lambda path: duckdb(path, "read_csv"),
         "gdal": gdal,
+        "geojson": geojson,
     }[tool](path, *more)

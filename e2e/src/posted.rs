@@ -150,9 +150,10 @@ impl Posted {
         let posted = self.next.load(Ordering::Relaxed);
         let (mut times, mut withdrawn) = (vec![0_u8; posted], vec![0_u8; posted / AT_ONCE]);
         for report in logged {
-            let user = usize::try_from(report.user)?;
-            let since_ms = report.reported_at_ms - self.began_ms - (user % DAYS) as i64 * DAY_MS;
-            let round = usize::try_from(since_ms / STEP_MS)?;
+            let since_ms = report.reported_at_ms - self.began_ms - report.user % DAYS as i64 * DAY_MS;
+            let (Ok(user), Ok(round)) = (usize::try_from(report.user), usize::try_from(since_ms / STEP_MS)) else {
+                bail!("nobody sent {report:?}");
+            };
             let found = report.place.map(|place| (report.user, report.reported_at_ms, place.lat_e7, place.lon_e7));
             let number = round * USERS + user;
             let request = round * WITHDRAWING + user;
@@ -176,5 +177,73 @@ impl Posted {
             }
         }
         Ok(times.into_iter().chain(withdrawn).max().unwrap_or(0).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::Place;
+
+    /// Two requests, both acknowledged, and what the log has of them: the withdrawals are the last two.
+    fn acknowledged() -> (Posted, Vec<Report>) {
+        let posted = Posted {
+            ingest: String::new(),
+            token: String::new(),
+            tokens: Vec::new(),
+            pause: Duration::ZERO,
+            began_ms: 1_767_571_200_000,
+            next: AtomicUsize::new(2 * AT_ONCE),
+            acknowledged: Mutex::new([0, AT_ONCE].into()),
+            refused: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+        };
+        let reports = (0..2 * AT_ONCE).map(|number| {
+            let (user, reported_at_ms, lat_e7, lon_e7) = posted.report(number);
+            let place = Place { lat_e7, lon_e7, accuracy_m: None, speed_mps: None, heading_deg: None };
+            Report { user, reported_at_ms, received_at_ms: 0, place: Some(place) }
+        });
+        let withdrawals = [0, AT_ONCE].map(|first| {
+            let (user, reported_at_ms) = posted.withdrawal(first);
+            Report { user: user as i64, reported_at_ms, received_at_ms: 0, place: None }
+        });
+        let logged = reports.chain(withdrawals).collect();
+        (posted, logged)
+    }
+
+    #[test]
+    fn what_was_acknowledged_has_to_be_in_the_log() {
+        let (posted, mut logged) = acknowledged();
+        let judged = |logged: &[Report]| posted.are_all_among(logged.iter()).map_err(|error| error.to_string());
+        assert_eq!(judged(&logged), Ok(1));
+        logged.push(logged[7]);
+        logged.push(logged[7]);
+        assert_eq!(judged(&logged), Ok(3));
+        let without = |at: usize| {
+            let mut logged = logged.clone();
+            logged.remove(at);
+            judged(&logged).expect_err("something is missing")
+        };
+        assert!(without(8).starts_with("acknowledged, and not in the log: "));
+        assert!(without(2 * AT_ONCE).starts_with("an acknowledged withdrawal that is not in the log: "));
+        assert!(without(2 * AT_ONCE + 1).starts_with("an acknowledged withdrawal that is not in the log: "));
+    }
+
+    #[test]
+    fn nothing_else_may_be_in_the_log() {
+        let (posted, logged) = acknowledged();
+        for changed in [
+            Report { reported_at_ms: logged[7].reported_at_ms + 1, ..logged[7] },
+            Report { user: logged[7].user + 1, ..logged[7] },
+            Report { user: -1, ..logged[7] },
+            Report { place: None, ..logged[7] },
+            Report { place: logged[8].place, ..logged[7] },
+            Report { place: logged[7].place, ..logged[2 * AT_ONCE] },
+            Report { reported_at_ms: logged[2 * AT_ONCE].reported_at_ms + STEP_MS, ..logged[2 * AT_ONCE] },
+        ] {
+            let all = logged.iter().chain([&changed]);
+            let judged = posted.are_all_among(all).map_err(|error| error.to_string());
+            assert!(judged.as_ref().is_err_and(|said| said.starts_with("nobody sent ")), "{changed:?}: {judged:?}");
+        }
     }
 }

@@ -168,6 +168,8 @@ fn fixes_open_in_maps(history: &History, user: i64) -> anyhow::Result<()> {
     ensure!(types == gdal, "{types}");
     let expected = fixes.lines().map(|fix| format!("{fix}|0")).collect::<Vec<_>>().join("\n");
     ensure!(rows == expected, "{rows}\nexpected\n{expected}");
+    let (_, rows) = read("geojson", &geojson, &[], 0)?;
+    ensure!(rows == expected, "{rows}\nexpected\n{expected}");
 
     // A segment each: the day before; San Francisco; before the antimeridian; behind it (GPX knows no 180, only -180); after the
     // withdrawal; the next day.
@@ -186,7 +188,7 @@ fn fixes_open_in_maps(history: &History, user: i64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many, if it is GPX 1.1 by the rules of its schema.
+/// How many, if it is GPX 1.1 by its schema.
 fn points_of_gpx(file: &Path) -> anyhow::Result<usize> {
     Ok(python("gpx.py", &[&file.display().to_string()])?.trim().parse()?)
 }

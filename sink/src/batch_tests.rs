@@ -1,5 +1,5 @@
 use super::*;
-use nearby_schemas::{TimestampMs, UserId};
+use nearby_schemas::UserId;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ const AGE_MAX: Duration = Duration::from_millis(200);
 
 fn record(partition: i32, offset: i64) -> Record {
     let content = Ok(Content::Unlisted(UserId(offset)));
-    Record { partition, offset, appended_at: TimestampMs(0), key: None, value: None, content }
+    Record { partition, offset, key: None, value: None, content }
 }
 
 fn dead(partition: i32, offset: i64) -> Record {

@@ -27,6 +27,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "faster views", include_str!("../migrations/0004_faster_views.sql")),
     (5, "geography", include_str!("../migrations/0005_geography.sql")),
     (6, "listed by", include_str!("../migrations/0006_listed_by.sql")),
+    (7, "halves", include_str!("../migrations/0007_halves.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.

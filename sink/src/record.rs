@@ -21,8 +21,6 @@ pub struct Record {
     pub partition: i32,
     /// Offset in the partition.
     pub offset: i64,
-    /// When it was appended to the log.
-    pub appended_at: TimestampMs,
     /// Key, for the dead letters.
     pub key: Option<Vec<u8>>,
     /// Value, for the dead letters.
@@ -91,7 +89,7 @@ impl Decoder {
         }
     }
 
-    /// A record with what it says, or why it is a dead letter.
+    /// A record with what it says, or why it is a dead letter; `appended_at` is what a report's time is measured by.
     pub fn decode(
         &self,
         partition: i32,
@@ -101,14 +99,7 @@ impl Decoder {
         appended_at: TimestampMs,
     ) -> Record {
         let content = self.content(partition, key, value, appended_at);
-        Record {
-            partition,
-            offset,
-            appended_at,
-            key: key.map(<[u8]>::to_vec),
-            value: value.map(<[u8]>::to_vec),
-            content,
-        }
+        Record { partition, offset, key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec), content }
     }
 
     fn content(

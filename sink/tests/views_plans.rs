@@ -112,3 +112,37 @@ async fn encounters_of_one_user_are_those_of_the_view() {
     let (all, of_one) = counts.split_once('|').expect("two");
     assert!(all == of_one && all != "0", "{counts}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stretch_by_two_processes_has_the_rows_of_the_view() {
+    let postgres = a_week().await;
+    for (function, view, bounds, of_the_view) in [
+        ("user_days_between", "user_days", "'2026-01-07', '2026-01-09'", "day in ('2026-01-07', '2026-01-08')"),
+        (
+            "cell_hours_between",
+            "cell_hours",
+            "'2026-01-07 05:00+00', '2026-01-08 06:00+00'",
+            "hour >= '2026-01-07 05:00+00' and hour < '2026-01-08 06:00+00'",
+        ),
+        (
+            "encounters_between",
+            "encounters",
+            "'2026-01-07 05:10+00', '2026-01-08 06:30+00'",
+            "slot >= '2026-01-07 05:10+00' and slot < '2026-01-08 06:30+00'",
+        ),
+    ] {
+        let plan = executed(&postgres, &format!("select count(*) from nearby.{function}({bounds})"));
+        assert!(plan.iter().any(|line| line.contains("Workers Launched: ")), "{function}\n{}", plan.join("\n"));
+        let halves = plan.iter().filter(|line| line.contains(&format!("Function Scan on {view}_half"))).count();
+        assert_eq!(halves, 2, "{function}\n{}", plan.join("\n"));
+        let rows = |from: &str| format!("select * from nearby.{from}");
+        let (between, all) = (rows(&format!("{function}({bounds})")), rows(&format!("{view} where {of_the_view}")));
+        let found = postgres.psql(&format!(
+            "select (select count(*) from ({between}) as b), (select count(*) from ({all}) as a), \
+             (select count(*) from ({between} except all {all}) as d), (select count(*) from ({all} except all {between}) as d)"
+        ));
+        let found = found.expect("counts");
+        let counts: Vec<u64> = found.split('|').map(|count| count.parse().expect("a count")).collect();
+        assert!(counts[0] > 0 && counts[0] == counts[1] && counts[2] + counts[3] == 0, "{function}: {counts:?}");
+    }
+}

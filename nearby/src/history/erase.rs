@@ -346,12 +346,8 @@ async fn print_remains(connection: &mut PgConnection, kafka: &Kafka, user: UserI
         remains_compacted(&sessions, &settings_of(kafka, &sessions).await, now)
     );
     let letters = remains_deleted(&letters, &settings_of(kafka, &letters).await, now);
-    match counted {
-        Ok(0) => {}
-        Ok(count) => {
-            println!("- {count} dead letters with this user's key in {letters}; redriving them would bring them back");
-        }
-        Err(error) => println!("- perhaps dead letters with this user's key in {letters}: not known, {error:#}"),
+    if let Some(text) = letters_text(&counted, &letters) {
+        println!("- {text}");
     }
     println!("- the id in the friend lists of {others}: whose graph it is has to replace those");
     println!(
@@ -363,6 +359,17 @@ async fn print_remains(connection: &mut PgConnection, kafka: &Kafka, user: UserI
 
 async fn settings_of(kafka: &Kafka, topic: &str) -> Result<BTreeMap<String, String>, String> {
     kafka.topic_settings(topic).await.map_err(|error| error.to_string())
+}
+
+/// None: there are none.
+fn letters_text(counted: &anyhow::Result<usize>, remains: &str) -> Option<String> {
+    match counted {
+        Ok(0) => None,
+        Ok(count) => Some(format!(
+            "{count} dead letters with this user's key in {remains}; redriving them would bring them back"
+        )),
+        Err(error) => Some(format!("perhaps dead letters with this user's key in {remains}: not known, {error:#}")),
+    }
 }
 
 /// Dead letters whose key is the user's, or that of one of the user's sessions.
@@ -400,6 +407,18 @@ mod tests {
         // What retention has taken nobody has to pass.
         assert_eq!(unpassed(&[(0, 5), (2, 1)]), [(2, 6)]);
         assert_eq!(unpassed(&[(0, 5), (2, 12)]), []);
+    }
+
+    #[test]
+    fn dead_letters_that_nobody_could_count_are_told_of() {
+        let text = |counted| letters_text(&counted, "dead-letters for ever");
+        assert_eq!(text(Ok(0)), None);
+        let some = "2 dead letters with this user's key in dead-letters for ever; redriving them would bring them back";
+        assert_eq!(text(Ok(2)).as_deref(), Some(some));
+        let unknown =
+            "perhaps dead letters with this user's key in dead-letters for ever: not known, reading the log: no broker";
+        let error = anyhow::anyhow!("no broker").context("reading the log");
+        assert_eq!(text(Err(error)).as_deref(), Some(unknown));
     }
 
     #[test]
