@@ -24,7 +24,9 @@ pub fn open_loop(
     rate_per_s: u64,
     mut send: impl FnMut(&[Due]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let (began, began_us) = (Instant::now(), now_us());
+    // In this order: what is sent at its time is never early by the other clock.
+    let began_us = now_us();
+    let began = Instant::now();
     let mut due = (0_u64..).map(|number| Duration::from_micros(number * 1_000_000 / rate_per_s)).zip(moves).peekable();
     while let Some((next, _)) = due.peek() {
         let early = next.saturating_sub(began.elapsed());
