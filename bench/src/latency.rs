@@ -14,7 +14,8 @@ use tokio::time::{Instant, interval_at, timeout};
 const STEP: Duration = Duration::from_secs(10);
 /// Pairs that connect at a time.
 const AT_ONCE: usize = 50;
-const RUN_IN_MS: i64 = 1_000;
+/// At the same rate, and not measured: a broker's virtual machine compiles what runs often, and only then.
+const RUN_IN_MS: i64 = 20_000;
 /// What is under way at the end has so long to arrive.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -85,7 +86,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reports sent, and latencies in ms of those that arrived, by the machine's clock: both ends are here. Those of the first second are left out.
+/// Reports sent, and latencies in ms of those that arrived, by the machine's clock: both ends are here. Those of the time of running in are left out.
 async fn one_pair(
     mut hears: Connection,
     mut reports: Connection,

@@ -30,8 +30,13 @@ const SETTLE: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Newer than any owner: the gateway believes the bench alone.
 const EPOCH: Epoch = Epoch(i64::MAX / 2);
-/// Batches that are on their way to the gateway.
-const BATCHES_AHEAD: u64 = 8;
+/// Batches that are on their way to the sockets. More would be read by the gateway only to be replaced by newer ones, and with
+/// fewer it would wait for the next.
+const BATCHES_AHEAD: u64 = 4;
+/// Sockets, evenly spread, that say which batch they have seen.
+const WITNESSES: usize = 16;
+/// Where the friend is before the first step north, of 1e-7 degrees.
+const LAT_E7: i32 = 407_000_000;
 
 /// Settings of `nearby-bench sockets`.
 #[derive(clap::Args)]
@@ -145,13 +150,17 @@ pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Fi
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
     let topic = kafka.topics.friend_moved(&GatewayId::new(gateway["gateway"].as_str().context("a gateway")?)?);
     let partitions = tokio::task::block_in_place(|| kafka.check_topics())?;
-    let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&frames)));
-    let read = read(lines, edge.gateway.nearby.pid(), time, frames).await;
+    let seen: Seen = (0..sockets.min(WITNESSES)).map(|_| AtomicU64::new(0)).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&seen)));
+    let read = read(lines, edge.gateway.nearby.pid(), time, seen).await;
     stop.store(true, Ordering::Relaxed);
     telling.await??;
     read
 }
+
+/// The last step that each witness was told of.
+type Seen = Arc<[AtomicU64]>;
 
 async fn tell(
     kafka: Kafka,
@@ -159,21 +168,22 @@ async fn tell(
     sockets: usize,
     partitions: i32,
     stop: Arc<AtomicBool>,
-    frames: Arc<AtomicU64>,
+    seen: Seen,
 ) -> anyhow::Result<()> {
     let (appender, codec) = (Appender::new(&kafka)?, kafka.codecs.codec());
     let mut encoder = BatchEncoder::new(&codec);
     encoder.set_epochs((0..partitions).map(|partition| (partition, EPOCH)));
     let (mut notes, mut on_the_way) = (Notes::default(), JoinSet::new());
-    let mut step = 0_i32;
+    let mut step = 0_u64;
     while !stop.load(Ordering::Relaxed) {
-        // Otherwise the gateway reads what it then has to throw away.
-        if frames.load(Ordering::Relaxed) < (u64::try_from(step)?).saturating_sub(BATCHES_AHEAD) * sockets as u64 {
+        // Steps and not frames: what is replaced before it is told is never a frame.
+        let told = seen.iter().map(|step| step.load(Ordering::Relaxed)).min().unwrap_or_default();
+        if step >= told + BATCHES_AHEAD {
             tokio::time::sleep(Duration::from_micros(200)).await;
             continue;
         }
-        let (now, lat_e7) = (TimestampMs::now(), 407_000_000 + step % 1_000);
         step += 1;
+        let (now, lat_e7) = (TimestampMs::now(), LAT_E7 + i32::try_from(step)?);
         let place = Place { lat_e7, lon_e7: -740_000_000 };
         for viewer in (1..=i64::try_from(sockets)?).map(UserId) {
             let section = encoder.section(partition_of(viewer, partitions)).context("has an epoch")?;
@@ -201,7 +211,7 @@ pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::
     for _ in 0..sockets {
         lines.push(Raw::upgrade(&format!("http://{listen}"), "none", STEP).await?);
     }
-    Ok(read(lines, server.pid(), time, Arc::new(AtomicU64::new(0))).await?.0)
+    Ok(read(lines, server.pid(), time, Seen::from([])).await?.0)
 }
 
 /// Counts what arrives after a second of running in.
@@ -209,15 +219,20 @@ async fn read(
     lines: Vec<Raw>,
     server: u32,
     time: Duration,
-    frames: Arc<AtomicU64>,
+    seen: Seen,
 ) -> anyhow::Result<(Figures, String)> {
     let (mut reading, (last, latest)) = (JoinSet::new(), watch::channel(Vec::new()));
+    let (frames, apart) = (Arc::new(AtomicU64::new(0)), (lines.len() / WITNESSES).max(1));
     for (number, mut line) in lines.into_iter().enumerate() {
         let (frames, last) = (Arc::clone(&frames), (number == 0).then(|| last.clone()));
+        let (seen, witness) = (Arc::clone(&seen), (number % apart == 0).then_some(number / apart));
         reading.spawn(async move {
             loop {
                 let Ok(text) = line.text().await else { return };
                 frames.fetch_add(1, Ordering::Relaxed);
+                if let Some(seen) = witness.and_then(|witness| seen.get(witness)) {
+                    seen.store(step_of(&text).unwrap_or_default(), Ordering::Relaxed);
+                }
                 if let Some(last) = &last {
                     last.send_replace(text);
                 }
@@ -233,6 +248,14 @@ async fn read(
     let figures = Figures { frames_per_s: count / from.elapsed().as_secs_f64(), cpu_us: spent / count * 1e6 };
     let text = String::from_utf8(latest.borrow().clone()).context("a frame is text")?;
     Ok((figures, text))
+}
+
+/// How far north the friend is in a frame.
+fn step_of(frame: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(frame).ok()?;
+    let (_, rest) = text.split_once("\"lat\":")?;
+    let lat: f64 = rest.split(',').next()?.parse().ok()?;
+    u64::try_from((lat * 1e7).round() as i64 - i64::from(LAT_E7)).ok()
 }
 
 /// The limit: a tokio-tungstenite server that wakes the task of each socket, which sends the same frame; when all have, again.

@@ -124,6 +124,11 @@ impl Decider {
         self.is_behind = is_behind;
     }
 
+    /// The brokers will be ready for the next batches at this time of the clock. That is for who sends to say.
+    pub fn send_no_sooner_than(&mut self, clock: Duration) {
+        self.packing.close_no_sooner_than(clock);
+    }
+
     /// Something happened.
     pub fn wake(&mut self, wake: Wake, now: TimestampMs, clock: Duration, actions: &mut Vec<Action>) {
         let (engine, out) = (&mut self.engine, &mut self.notices);

@@ -23,7 +23,8 @@ const CLEANING_INTERVAL: Duration = Duration::from_secs(600);
 /// Wakes taken in a row before the batches get their turn, and for how long they are taken.
 const WAKES_AT_ONCE_MAX: usize = 64;
 const TURN_MAX: Duration = Duration::from_millis(5);
-/// How often what can wait is looked for, as long as there may be something.
+/// How often what can wait is looked for, as long as there may be something; and whether brokers have taken what they were given,
+/// as long as something else waits for that.
 const PATIENT_INTERVAL: Duration = Duration::from_millis(1);
 /// Viewers who get snapshots in one turn because a batch was lost.
 const MADE_GOOD_AT_ONCE_MAX: usize = 1_000;
@@ -85,10 +86,14 @@ impl Drive {
                 self.tick_if_due(&mut next_tick, &mut actions, broken);
                 continue;
             }
+            let (next_round, is_open) = self.outbox.next_round();
+            self.decider.send_no_sooner_than(next_round);
             let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
             let patience = match due.saturating_duration_since(now) {
                 _ if unfinished => Duration::ZERO,
-                patience if self.decider.reads_older() => patience.min(PATIENT_INTERVAL),
+                patience if self.decider.reads_older() || (is_open && self.decider.next_due().is_some()) => {
+                    patience.min(PATIENT_INTERVAL)
+                }
                 patience => patience,
             };
             if !self.take_wakes(inbox, patience, &mut actions) {
@@ -117,6 +122,7 @@ impl Drive {
                 self.decider.clean(&mut actions);
             }
             unfinished = self.decider.resume(TimestampMs::now()) || more;
+            self.decider.send_no_sooner_than(self.outbox.next_round().0);
             self.decider.flush(TimestampMs::now(), self.started_at.elapsed(), &mut actions);
             self.act(&mut actions, broken);
         }
@@ -209,6 +215,9 @@ impl Drive {
     }
 
     fn act(&mut self, actions: &mut Vec<Action>, broken: &Stop) {
+        if actions.iter().any(|action| matches!(action, Action::Send(_))) {
+            self.outbox.begin_round();
+        }
         for action in actions.drain(..) {
             match action {
                 Action::Join => {

@@ -9,6 +9,7 @@ mod batch_interval;
 pub mod decider;
 mod drive;
 mod group;
+mod on_the_way;
 mod outbox;
 pub mod ownership;
 pub mod packing;
@@ -105,7 +106,7 @@ impl Processor {
             let drive = Drive {
                 engine: number,
                 decider,
-                outbox: Outbox::new(kafka, engines_here)?,
+                outbox: Outbox::new(kafka, engines_here, started_at)?,
                 readers: Arc::clone(&readers),
                 group: Arc::clone(&group),
                 appender: appender.clone(),

@@ -4,6 +4,7 @@
 //! meanwhile: were they dropped, or left in the producer's queue until they time out, their viewers would have to get
 //! snapshots, which is more to send than before.
 
+use crate::on_the_way::OnTheWay;
 use crate::packing::{Batch, viewers_of};
 use nearby_engine::GatewayIndex;
 use nearby_schemas::UserId;
@@ -22,10 +23,6 @@ use std::time::{Duration, Instant};
 /// their topics in no fair order. With four times as much some batches waited for longer than the delivery timeout.
 const BATCHES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 * 1024 * 1024;
-/// When half of the room is taken, a gateway of whose batches more than this are on the way, and none was acknowledged for so
-/// long, gets no more: its topic's broker is away, and the others need the room.
-const SHARE_MAX: usize = 4;
-const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Losses are told in the log at most so often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -39,85 +36,41 @@ struct Deliveries {
     /// Viewers, each on one gateway, whose notices were not acknowledged.
     unacknowledged: Mutex<BTreeSet<(GatewayIndex, UserId)>>,
     on_the_way: Mutex<OnTheWay>,
+    started_at: Instant,
     warned_at: Mutex<Option<Instant>>,
     /// Nobody will make good for anything any more.
     ended: AtomicBool,
 }
 
-/// Batches that are neither acknowledged nor given up.
-struct OnTheWay {
-    count: usize,
-    bytes: usize,
-    count_max: usize,
-    bytes_max: usize,
-    /// By index.
-    gateways: Vec<ToGateway>,
-}
-
-#[derive(Clone, Copy)]
-struct ToGateway {
-    count: usize,
-    /// When one was acknowledged, or the first of them was sent.
-    moved_at: Instant,
-}
-
-impl OnTheWay {
-    fn of(&mut self, gateway: usize) -> &mut ToGateway {
-        if self.gateways.len() <= gateway {
-            self.gateways.resize(gateway + 1, ToGateway { count: 0, moved_at: Instant::now() });
-        }
-        &mut self.gateways[gateway]
-    }
-
-    /// Whether there is a way to the gateway's topic, as far as that can be seen.
-    fn is_open(&self, gateway: usize) -> bool {
-        let is_scarce = self.count > self.count_max / 2 || self.bytes > self.bytes_max / 2;
-        let is_stuck = |to: &ToGateway| to.count >= SHARE_MAX && to.moved_at.elapsed() >= SILENCE_MAX;
-        !(is_scarce && self.gateways.get(gateway).is_some_and(is_stuck))
-    }
-
-    fn leaves(&mut self, gateway: usize, bytes: usize) {
-        self.count += 1;
-        self.bytes += bytes;
-        let to = self.of(gateway);
-        if to.count == 0 {
-            to.moved_at = Instant::now();
-        }
-        to.count += 1;
-    }
-
-    fn arrives(&mut self, gateway: usize, bytes: usize) {
-        self.count -= 1;
-        self.bytes -= bytes;
-        self.of(gateway).count -= 1;
-    }
+/// What a batch takes with it.
+struct Sent {
+    gateway: usize,
+    at: Duration,
 }
 
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    /// Index of the gateway.
-    type DeliveryOpaque = usize;
+    type DeliveryOpaque = Box<Sent>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, gateway: usize) {
-        let (record, error) = match result {
-            Ok(record) => (record, None),
-            Err((error, record)) => (record, Some(error)),
-        };
-        let bytes = record.payload().unwrap_or_default();
-        let mut on_the_way = self.on_the_way();
-        on_the_way.arrives(gateway, bytes.len());
-        if error.is_none() {
-            on_the_way.of(gateway).moved_at = Instant::now();
-        }
-        drop(on_the_way);
-        if let Some(error) = error {
-            self.remember(gateway, bytes, record.topic(), &error.to_string());
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
+        let now = self.clock();
+        match result {
+            Ok(record) => self.on_the_way().acknowledged(sent.gateway, record.payload_len(), sent.at, now),
+            Err((error, record)) => {
+                self.on_the_way().lost(sent.gateway, record.payload_len(), now);
+                let bytes = record.payload().unwrap_or_default();
+                self.remember(sent.gateway, bytes, record.topic(), &error.to_string());
+            }
         }
     }
 }
 
 impl Deliveries {
+    fn clock(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
     fn on_the_way(&self) -> MutexGuard<'_, OnTheWay> {
         self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,12 +99,17 @@ impl Deliveries {
 }
 
 impl Outbox {
-    /// One of so many of this process.
-    pub fn new(kafka: &Kafka, outboxes: usize) -> Result<Outbox, KafkaError> {
-        Outbox::with_room(kafka, (BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024))
+    /// One of so many of this process. Its clock begins at `started_at`.
+    pub fn new(kafka: &Kafka, outboxes: usize, started_at: Instant) -> Result<Outbox, KafkaError> {
+        Outbox::with_room(kafka, (BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024), started_at)
     }
 
-    fn with_room(kafka: &Kafka, count_max: usize, bytes_max: usize) -> Result<Outbox, KafkaError> {
+    fn with_room(
+        kafka: &Kafka,
+        count_max: usize,
+        bytes_max: usize,
+        started_at: Instant,
+    ) -> Result<Outbox, KafkaError> {
         let mut config = kafka.writer_config();
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
@@ -161,31 +119,47 @@ impl Outbox {
         let deliveries = Deliveries {
             codec: kafka.codecs.codec(),
             unacknowledged: Mutex::default(),
-            on_the_way: Mutex::new(OnTheWay { count: 0, bytes: 0, count_max, bytes_max, gateways: Vec::new() }),
+            on_the_way: Mutex::new(OnTheWay::new(count_max, bytes_max)),
+            started_at,
             warned_at: Mutex::default(),
             ended: AtomicBool::new(false),
         };
         Ok(Outbox { producer: config.create_with_context(deliveries)? })
     }
 
+    /// Batches that were closed together are about to be sent.
+    pub fn begin_round(&self) {
+        let deliveries = self.producer.client().context();
+        deliveries.on_the_way().begin_round(deliveries.clock());
+    }
+
+    /// When the brokers will be ready for the next round, and whether that may still change.
+    pub fn next_round(&self) -> (Duration, bool) {
+        let on_the_way = self.producer.client().context().on_the_way();
+        (on_the_way.next_round(), on_the_way.round_is_open())
+    }
+
     /// Hands a batch to Kafka for the topic of its gateway; says whether there was room. Where there is no way, it is lost.
     pub fn send(&self, topic: &str, batch: &Batch) -> bool {
         let (gateway, deliveries) = (batch.gateway.0 as usize, self.producer.client().context());
+        let now = deliveries.clock();
         let mut on_the_way = deliveries.on_the_way();
-        if !on_the_way.is_open(gateway) {
+        if !on_the_way.is_open(gateway, now) {
             drop(on_the_way);
             deliveries.remember(gateway, &batch.bytes, topic, "its broker takes nothing, and others need the room");
             return true;
         }
-        on_the_way.leaves(gateway, batch.bytes.len());
+        on_the_way.leaves(gateway, batch.bytes.len(), now);
         drop(on_the_way);
-        let record: BaseRecord<'_, (), [u8], usize> =
-            BaseRecord::with_opaque_to(topic, gateway).partition(0).payload(&batch.bytes);
+        let sent = Box::new(Sent { gateway, at: now });
+        let record: BaseRecord<'_, (), [u8], Box<Sent>> =
+            BaseRecord::with_opaque_to(topic, sent).partition(0).payload(&batch.bytes);
         if let Err((error, _)) = self.producer.send(record) {
-            deliveries.on_the_way().arrives(gateway, batch.bytes.len());
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                deliveries.on_the_way().stays(gateway, batch.bytes.len(), now);
                 return false;
             }
+            deliveries.on_the_way().lost(gateway, batch.bytes.len(), now);
             deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
             return true;
         }
@@ -203,9 +177,10 @@ impl Outbox {
     /// Viewers who have to be told everything again and can be, at most so many; each once.
     pub fn take_unacknowledged(&self, at_once_max: usize) -> BTreeSet<(GatewayIndex, UserId)> {
         let deliveries = self.producer.client().context();
+        let now = deliveries.clock();
         let mut unacknowledged = deliveries.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
         let on_the_way = deliveries.on_the_way();
-        let reachable = unacknowledged.iter().filter(|(gateway, _)| on_the_way.is_open(gateway.0 as usize));
+        let reachable = unacknowledged.iter().filter(|(gateway, _)| on_the_way.is_open(gateway.0 as usize, now));
         let taken: BTreeSet<_> = reachable.take(at_once_max).copied().collect();
         unacknowledged.retain(|lost| !taken.contains(lost));
         taken
@@ -232,6 +207,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::on_the_way::SILENCE_MIN;
     use nearby_schemas::batch::LeftReason;
     use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
     use nearby_schemas::{Epoch, TimestampMs};
@@ -244,7 +220,7 @@ mod tests {
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
         let kafka = Kafka::embedded_at(brokers, "");
-        let outbox = Outbox::new(&kafka, 1).expect("a producer");
+        let outbox = Outbox::new(&kafka, 1, Instant::now()).expect("a producer");
         let send = || {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });
             outbox.flush(Duration::from_secs(10));
@@ -263,10 +239,8 @@ mod tests {
     #[test]
     fn there_is_no_room_when_the_queue_is_full() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX).expect("a producer");
+        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
         assert!((0..100).all(|_| outbox.send("t", &batch_to(0, 5))));
-        // However long that took: its gateway is not silent.
-        outbox.producer.client().context().on_the_way().of(0).moved_at = Instant::now() + SILENCE_MAX * 60;
         assert!(!outbox.send("t", &batch_to(1, 6)));
         assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it was kept for later");
         outbox.give_up("t", &batch_to(1, 6));
@@ -277,10 +251,10 @@ mod tests {
     #[test]
     fn a_gateway_whose_broker_is_away_leaves_room_to_the_others() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX).expect("a producer");
+        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
         let send = |gateway, viewer| assert!(outbox.send("t", &batch_to(gateway, viewer)));
         (0..49).for_each(|_| send(1, 5));
-        std::thread::sleep(SILENCE_MAX);
+        std::thread::sleep(SILENCE_MIN);
         send(1, 6);
         assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "nobody else needs the room");
         send(2, 7);
@@ -290,8 +264,9 @@ mod tests {
         assert_eq!(outbox.take_unacknowledged(1), lost(&[(2, 9)]), "who cannot be told does not keep others waiting");
         assert_eq!(outbox.take_unacknowledged(1), lost(&[]));
 
-        let deliveries = outbox.producer.client().context();
-        deliveries.on_the_way().of(1).moved_at = Instant::now();
+        let (deliveries, now) = (outbox.producer.client().context(), outbox.producer.client().context().clock());
+        deliveries.on_the_way().leaves(1, 0, now);
+        deliveries.on_the_way().acknowledged(1, 0, now, now);
         assert_eq!(outbox.take_unacknowledged(1), lost(&[(1, 8)]), "it has moved again");
     }
 
@@ -300,12 +275,11 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
-        let outbox = Outbox::with_room(&kafka, 5, BYTES_MAX).expect("a producer");
+        let outbox = Outbox::with_room(&kafka, 5, BYTES_MAX, Instant::now()).expect("a producer");
         for _ in 0..4 {
             (0..5).for_each(|_| assert!(outbox.send("t", &batch_to(0, 5))));
             outbox.flush(Duration::from_secs(30));
-            let on_the_way = outbox.producer.client().context().on_the_way();
-            assert_eq!((on_the_way.count, on_the_way.bytes, on_the_way.gateways[0].count), (0, 0, 0));
+            assert!(outbox.producer.client().context().on_the_way().is_empty());
         }
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Packing {
     /// When the first of the notices came in that wait.
     since: Option<Duration>,
     interval: Duration,
+    /// The brokers are not ready for the next batches before.
+    no_sooner_than: Duration,
     /// Of the served partitions: those that the encoder has.
     epochs: BTreeMap<i32, Epoch>,
 }
@@ -34,12 +36,18 @@ pub(crate) struct Packing {
 impl Packing {
     pub fn new(codec: &Codec<FriendMovedBatch>) -> Packing {
         let (encoder, open, epochs) = (BatchEncoder::new(codec), Vec::new(), BTreeMap::new());
-        Packing { encoder, open, since: None, interval: batch_interval(0, false), epochs }
+        let (interval, no_sooner_than) = (batch_interval(0, false), Duration::ZERO);
+        Packing { encoder, open, since: None, interval, no_sooner_than, epochs }
     }
 
     /// The flush interval follows the number of gateways, and whether there is more to do than can be done.
     pub fn set_interval(&mut self, gateways_alive: usize, is_behind: bool) {
         self.interval = batch_interval(gateways_alive, is_behind);
+    }
+
+    /// Batches are not due before that, however long notices wait. What is full does not wait.
+    pub fn close_no_sooner_than(&mut self, clock: Duration) {
+        self.no_sooner_than = clock;
     }
 
     /// Packs the notices, each under the epoch of its viewer's partition, and empties the list. What is full is closed.
@@ -89,7 +97,7 @@ impl Packing {
 
     /// Closes the batches if their time has come: of all gateways at once.
     pub fn close_due(&mut self, now: TimestampMs, clock: Duration, closed: &mut Vec<Batch>) {
-        if self.since.is_some_and(|since| clock.saturating_sub(since) >= self.interval) {
+        if self.next_due().is_some_and(|due| clock >= due) {
             self.close_all(now, closed);
         }
     }
@@ -110,7 +118,7 @@ impl Packing {
 
     /// When the next batches are due.
     pub fn next_due(&self) -> Option<Duration> {
-        self.since.map(|since| since + self.interval)
+        self.since.map(|since| (since + self.interval).max(self.no_sooner_than))
     }
 }
 
@@ -176,6 +184,17 @@ mod tests {
         assert_eq!(viewers_of(&codec, &closed[1].bytes).expect("ours"), [UserId(5), UserId(6)]);
         assert_eq!(viewers_of(&codec, &closed[0].bytes).expect("ours"), [UserId(7)], "the other gateway's, with it");
         assert_eq!(packing.next_due(), None);
+    }
+
+    #[test]
+    fn a_batch_that_is_not_full_waits_for_the_brokers_too() {
+        let mut packing = Packing::new(&Codec::new());
+        packing.close_no_sooner_than(Duration::from_millis(117));
+        pack(&mut packing, vec![moved(0, 0, 5)], 100);
+        assert_eq!(packing.next_due(), Some(Duration::from_millis(117)));
+        assert!(due(&mut packing, 116).is_empty());
+        packing.close_no_sooner_than(Duration::from_millis(111));
+        assert_eq!(due(&mut packing, 111).len(), 1, "they were faster");
     }
 
     #[test]

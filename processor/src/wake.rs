@@ -100,8 +100,15 @@ pub(crate) struct Engines {
     wakes: Arc<[SyncSender<Wake>]>,
     /// What can wait.
     patient: Arc<[SyncSender<Wake>]>,
-    /// Whose the viewers of a partition are, as long as anything is held of them.
-    engine_of: Arc<Mutex<BTreeMap<i32, usize>>>,
+    /// Where the viewers of a partition are, as long as anything is held of them, or will be.
+    placed: Arc<Mutex<BTreeMap<i32, Placed>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Placed {
+    engine: usize,
+    /// By the word of the group.
+    is_owned: bool,
 }
 
 /// Where an engine's wakes come out.
@@ -119,7 +126,7 @@ impl Engines {
         let (patient, patient_inboxes): (Vec<_>, Vec<_>) = channels();
         let inboxes = wakes_inboxes.into_iter().zip(patient_inboxes);
         let inboxes = inboxes.map(|(wakes, patient)| Inbox { wakes, patient }).collect();
-        (Engines { wakes: wakes.into(), patient: patient.into(), engine_of: Arc::default() }, inboxes)
+        (Engines { wakes: wakes.into(), patient: patient.into(), placed: Arc::default() }, inboxes)
     }
 
     pub fn count(&self) -> usize {
@@ -128,12 +135,16 @@ impl Engines {
 
     /// Whose the viewers of a partition are, if anybody's.
     pub fn of(&self, partition: i32) -> Option<usize> {
-        self.lock().get(&partition).copied()
+        self.lock().get(&partition).map(|placed| placed.engine)
     }
 
-    /// Nothing is held of a partition any more: the next time it may be another engine's.
+    /// Nothing is held of a partition any more: the next time it may be another engine's. Unless the group has given it to us
+    /// again, and that engine does not know it yet.
     pub fn released(&self, partition: i32) {
-        self.lock().remove(&partition);
+        let mut placed = self.lock();
+        if placed.get(&partition).is_some_and(|placed| !placed.is_owned) {
+            placed.remove(&partition);
+        }
     }
 
     /// Wakes one engine, and waits for room.
@@ -158,7 +169,10 @@ impl Engines {
                 partitions.iter().for_each(|partition| self.place(*partition));
                 self.share_out(&partitions, MembershipEvent::Gained);
             }
-            MembershipEvent::Lost(partitions) => self.share_out(&partitions, MembershipEvent::Lost),
+            MembershipEvent::Lost(partitions) => {
+                self.take_away(&partitions);
+                self.share_out(&partitions, MembershipEvent::Lost);
+            }
             MembershipEvent::Claimed(partition, _)
             | MembershipEvent::ClaimRefused(partition, _)
             | MembershipEvent::EpochSeen(partition, _) => {
@@ -171,10 +185,19 @@ impl Engines {
 
     /// Gives a partition to the engine that has the fewest, unless one has it still.
     fn place(&self, partition: i32) {
-        let mut engine_of = self.lock();
-        let held = |engine: &usize| engine_of.values().filter(|of| *of == engine).count();
-        let emptiest = (0..self.count()).min_by_key(held).unwrap_or_default();
-        engine_of.entry(partition).or_insert(emptiest);
+        let mut placed = self.lock();
+        let held = |engine: &usize| placed.values().filter(|placed| placed.engine == *engine).count();
+        let engine = (0..self.count()).min_by_key(held).unwrap_or_default();
+        placed.entry(partition).or_insert(Placed { engine, is_owned: true }).is_owned = true;
+    }
+
+    fn take_away(&self, partitions: &[i32]) {
+        let mut placed = self.lock();
+        for partition in partitions {
+            if let Some(placed) = placed.get_mut(partition) {
+                placed.is_owned = false;
+            }
+        }
     }
 
     /// Also tells who gets none: the group has said what is ours.
@@ -185,8 +208,8 @@ impl Engines {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, usize>> {
-        self.engine_of.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Placed>> {
+        self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -220,6 +243,22 @@ mod tests {
         assert_eq!(gained(&inboxes), [vec![0, 12], vec![], vec![]]);
         engines.tell(MembershipEvent::EpochSeen(9, nearby_schemas::Epoch(1)));
         assert!(inboxes.iter().all(|inbox| inbox.wakes.try_recv().is_err()), "nobody's any more");
+    }
+
+    #[test]
+    fn what_comes_back_while_it_is_being_released_is_where_its_engine_waits_for_it() {
+        let (engines, inboxes) = Engines::new(2);
+        engines.tell(MembershipEvent::Gained(vec![0, 1]));
+        engines.tell(MembershipEvent::Lost(vec![1]));
+        // The engine has seen the successor's epoch and is about to say so.
+        engines.tell(MembershipEvent::Gained(vec![1]));
+        engines.released(1);
+        assert_eq!(engines.of(1), Some(1), "lists and sessions have to find the way");
+        let told = inboxes[1].wakes.try_iter().filter(|wake| matches!(wake, Wake::Membership(MembershipEvent::Gained(g)) if g == &[1]));
+        assert_eq!(told.count(), 2);
+        engines.tell(MembershipEvent::Lost(vec![1]));
+        engines.released(1);
+        assert_eq!(engines.of(1), None);
     }
 
     #[test]

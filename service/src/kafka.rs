@@ -18,6 +18,10 @@ use std::time::Duration;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a record may wait for the broker's acknowledgement before the caller is told that it failed.
 pub const DELIVERY_TIMEOUT_MS: u32 = 10_000;
+/// How long a broker that has nothing new may keep a reader's request. That long a question for the ends of partitions may wait
+/// behind it, and partitions that are new to the reader, of which a handover has many; with the 500 ms that is usual a quiet topic's
+/// questions timed out ([`Reader`](crate::reader::Reader)).
+const FETCH_WAIT_MS: &str = "100";
 /// How long a new topic may take to be known to the cluster, and how often that is looked at.
 const PROPAGATION_LIMIT: Duration = Duration::from_secs(30);
 const PROPAGATION_POLL: Duration = Duration::from_millis(50);
@@ -125,10 +129,9 @@ impl Kafka {
         config.set("enable.partition.eof", "true");
         config.set("fetch.queue.backoff.ms", "1");
         config.set("queued.max.messages.kbytes", "32768");
-        if self.embedded {
-            // The mock cluster answers an empty fetch only after the whole wait.
-            config.set("fetch.wait.max.ms", "10");
-        }
+        // A broker answers the requests of a connection one after the other, and the mock cluster an empty fetch only after the
+        // whole wait.
+        config.set("fetch.wait.max.ms", if self.embedded { "10" } else { FETCH_WAIT_MS });
         config
     }
 

@@ -82,7 +82,7 @@ impl Run {
     }
 
     pub fn cpu_s_per_million(&self) -> f64 {
-        self.cpu_s.iter().map(|(_, seconds)| seconds).sum::<f64>() / millions(self.reports)
+        per_million(&self.cpu_s, self.reports)
     }
 
     pub fn of_kind_per_million(&self, kind: &str) -> f64 {
@@ -130,21 +130,14 @@ pub fn measure(
     let mut row = Row { rate_per_s: settings.rate_per_s, ..row };
     // Connecting, and what a virtual machine compiles, happen once.
     let (moves, _) = loads.run(reports, settings.runs + 1);
-    peer.drive(&moves, Pace::Fastest)?;
-    settled(peer)?;
+    driven(peer, &moves, Pace::Fastest)?;
     for _ in 0..settings.runs {
         let (moves, truth) = loads.run(reports, settings.runs + 1);
-        let (before, heard) = (peer.gauges()?, peer.heard()?);
-        let began = Instant::now();
-        let stood_still = peer.drive(&moves, Pace::Fastest)?;
-        let last = settled(peer)?;
-        let seconds = (last.at.duration_since(began) - stood_still).as_secs_f64();
-        let kinds = before.iter().zip(&last.gauges);
-        let cpu_s = kinds.map(|(before, after)| (after.kind, after.cpu_s - before.cpu_s)).collect();
-        let run = Run { reports: moves.len() as u64, seconds, cpu_s, told: last.heard.told - heard.told, truth };
+        let Driven { took, cpu_s, resident_bytes, told } = driven(peer, &moves, Pace::Fastest)?;
+        let run = Run { reports: moves.len() as u64, seconds: took.as_secs_f64(), cpu_s, told, truth };
         run.print(&row);
         row.runs.push(run);
-        row.resident_bytes = last.gauges.iter().map(|gauge| (gauge.kind, gauge.resident_bytes)).collect();
+        row.resident_bytes = resident_bytes;
     }
     if settings.latency_s > 0 {
         let second = usize::try_from(settings.rate_per_s)?;
@@ -162,15 +155,39 @@ pub fn measure(
     Ok(row)
 }
 
+/// What came of some moves.
+pub struct Driven {
+    /// Until the last was told, without the time for which the servers were kept still.
+    pub took: Duration,
+    /// By kind of process, as is what they held at the end.
+    pub cpu_s: Vec<(&'static str, f64)>,
+    pub resident_bytes: Vec<(&'static str, u64)>,
+    pub told: Count,
+}
+
+/// Hands moves over, and waits until all is told.
+pub fn driven(peer: &mut impl Peer, moves: &[Move], pace: Pace) -> anyhow::Result<Driven> {
+    let (before, heard, began) = (peer.gauges()?, peer.heard()?, Instant::now());
+    let stood_still = peer.drive(moves, pace)?;
+    let last = settled(peer)?;
+    let kinds = before.iter().zip(&last.gauges);
+    Ok(Driven {
+        took: last.at.duration_since(began) - stood_still,
+        cpu_s: kinds.map(|(before, after)| (after.kind, after.cpu_s - before.cpu_s)).collect(),
+        resident_bytes: last.gauges.iter().map(|gauge| (gauge.kind, gauge.resident_bytes)).collect(),
+        told: last.heard.told - heard.told,
+    })
+}
+
 /// When the last was told, and what was then.
-pub struct Last {
-    pub at: Instant,
-    pub heard: Heard,
-    pub gauges: Vec<Gauge>,
+struct Last {
+    at: Instant,
+    heard: Heard,
+    gauges: Vec<Gauge>,
 }
 
 /// Waits until nothing more is told.
-pub fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
+fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
     let mut last = Last { at: Instant::now(), heard: peer.heard()?, gauges: peer.gauges()? };
     while last.at.elapsed() < peer.quiet() {
         std::thread::sleep(POLL);
@@ -182,7 +199,12 @@ pub fn settled(peer: &mut impl Peer) -> anyhow::Result<Last> {
     Ok(last)
 }
 
+/// CPU-seconds of all kinds of processes for a million of these reports.
+pub fn per_million(cpu_s: &[(&'static str, f64)], reports: u64) -> f64 {
+    cpu_s.iter().map(|(_, seconds)| seconds).sum::<f64>() / millions(reports)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn millions(count: u64) -> f64 {
+pub fn millions(count: u64) -> f64 {
     count as f64 / 1e6
 }

@@ -3,13 +3,12 @@
 
 use super::driver::Pace;
 use super::loads::{Input, Loads, Workload};
-use super::measured::{Peer, settled};
+use super::measured::{Driven, Peer, driven, millions, per_million};
 use super::ours::Ours;
 use super::redis::Redis;
 use super::tables::{self, rounded};
 use super::truth::Count;
 use super::{Who, name};
-use crate::workload::Move;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -58,10 +57,7 @@ struct Try {
     /// From when the last report was due to when the last was told.
     behind: Duration,
     reports: u64,
-    /// By kind of process, as is what they held at the end.
-    cpu_s: Vec<(&'static str, f64)>,
-    resident_bytes: Vec<(&'static str, u64)>,
-    told: Count,
+    driven: Driven,
     truth: Option<Count>,
 }
 
@@ -70,12 +66,8 @@ impl Try {
         self.behind < BEHIND_MAX
     }
 
-    fn millions(&self) -> f64 {
-        self.reports as f64 / 1e6
-    }
-
     fn cpu_s_per_million(&self) -> f64 {
-        self.cpu_s.iter().map(|(_, seconds)| seconds).sum::<f64>() / self.millions()
+        per_million(&self.driven.cpu_s, self.reports)
     }
 }
 
@@ -138,8 +130,7 @@ async fn one(who: Who, settings: &ScaleSettings, mut loads: Loads) -> anyhow::Re
 /// Rates until one does not hold.
 fn tries(peer: &mut impl Peer, loads: &mut Loads, settings: &ScaleSettings) -> anyhow::Result<Vec<Try>> {
     let mut rate = settings.scale_rate_per_s;
-    peer.drive(&loads.steady(usize::try_from(rate * WARM_UP_S)?).0, Pace::PerSecond(rate))?;
-    settled(peer)?;
+    driven(peer, &loads.steady(usize::try_from(rate * WARM_UP_S)?).0, Pace::PerSecond(rate))?;
     let mut tries: Vec<Try> = Vec::new();
     while tries.len() < TRIES_MAX && tries.iter().all(Try::holds) {
         let reports = usize::try_from(rate * settings.scale_s)?;
@@ -150,7 +141,9 @@ fn tries(peer: &mut impl Peer, loads: &mut Loads, settings: &ScaleSettings) -> a
         } else {
             (loads.moves(reports), None)
         };
-        let tried = one_rate(peer, &moves, truth, rate, settings.scale_s)?;
+        let driven = driven(peer, &moves, Pace::PerSecond(rate))?;
+        let behind = driven.took.saturating_sub(Duration::from_secs(settings.scale_s));
+        let tried = Try { rate_per_s: rate, behind, reports: moves.len() as u64, driven, truth };
         println!(
             "  {rate} reports/s for {} s: told {:.1} s after the last was due, {:.1} CPU-seconds per million",
             settings.scale_s,
@@ -161,29 +154,6 @@ fn tries(peer: &mut impl Peer, loads: &mut Loads, settings: &ScaleSettings) -> a
         rate = (rate as f64 * FACTOR) as u64;
     }
     Ok(tries)
-}
-
-fn one_rate(
-    peer: &mut impl Peer,
-    moves: &[Move],
-    truth: Option<Count>,
-    rate_per_s: u64,
-    seconds: u64,
-) -> anyhow::Result<Try> {
-    let (before, heard, began) = (peer.gauges()?, peer.heard()?, Instant::now());
-    peer.drive(moves, Pace::PerSecond(rate_per_s))?;
-    let last = settled(peer)?;
-    let took = last.at.duration_since(began);
-    let kinds = before.iter().zip(&last.gauges);
-    Ok(Try {
-        rate_per_s,
-        behind: took.saturating_sub(Duration::from_secs(seconds)),
-        reports: moves.len() as u64,
-        cpu_s: kinds.map(|(before, after)| (after.kind, after.cpu_s - before.cpu_s)).collect(),
-        resident_bytes: last.gauges.iter().map(|gauge| (gauge.kind, gauge.resident_bytes)).collect(),
-        told: last.heard.told - heard.told,
-        truth,
-    })
 }
 
 /// A table in Markdown: each peer at its highest rate.
@@ -199,21 +169,24 @@ pub fn table(held: &[Held]) -> String {
         };
         let failed =
             held.tries.iter().find(|tried| !tried.holds()).map_or("-".to_owned(), |tried| tried.rate_per_s.to_string());
-        let cpu: Vec<String> =
-            best.cpu_s.iter().map(|(kind, seconds)| format!("{kind} {}", rounded(seconds / best.millions()))).collect();
-        let resident: Vec<String> =
-            best.resident_bytes.iter().map(|(kind, bytes)| format!("{kind} {}", bytes / 1024 / 1024)).collect();
-        let differences = held.tries.iter().filter_map(|tried| Some(tried.told.difference_percent(tried.truth?)));
+        let cpu: Vec<String> = best
+            .driven
+            .cpu_s
+            .iter()
+            .map(|(kind, seconds)| format!("{kind} {}", rounded(seconds / millions(best.reports))))
+            .collect();
+        let differences =
+            held.tries.iter().filter_map(|tried| Some(tried.driven.told.difference_percent(tried.truth?)));
         let differences: Vec<String> = differences.map(|percent| format!("{percent:+.4} %")).collect();
         writeln!(
             text,
             "| {} | {} | {failed} | {:.1} | {} ({}) | {} | {:.0} s | {} |",
             held.peer,
             best.rate_per_s,
-            best.told.notifications() as f64 / best.reports as f64,
+            best.driven.told.notifications() as f64 / best.reports as f64,
             rounded(best.cpu_s_per_million()),
             cpu.join(", "),
-            resident.join(", "),
+            tables::mebibytes(&best.driven.resident_bytes),
             held.start_s,
             differences.join(", "),
         )
@@ -230,9 +203,9 @@ pub fn json(held: &[Held]) -> Value {
             "held": tried.holds(),
             "behind_s": tried.behind.as_secs_f64(),
             "reports": tried.reports,
-            "cpu_s": tables::by_kind(&tried.cpu_s),
-            "resident_bytes": tables::by_kind(&tried.resident_bytes),
-            "told": tables::count(tried.told),
+            "cpu_s": tables::by_kind(&tried.driven.cpu_s),
+            "resident_bytes": tables::by_kind(&tried.driven.resident_bytes),
+            "told": tables::count(tried.driven.told),
             "brute_force": tried.truth.map(tables::count),
         })
     };
@@ -250,9 +223,12 @@ mod tests {
             rate_per_s,
             behind: Duration::from_millis(behind_ms),
             reports: 500_000,
-            cpu_s: vec![("broker", 2.0), ("processor", 4.0)],
-            resident_bytes: vec![("broker", 7 << 20)],
-            told: count(5_000_000),
+            driven: Driven {
+                took: Duration::from_secs(5),
+                cpu_s: vec![("broker", 2.0), ("processor", 4.0)],
+                resident_bytes: vec![("broker", 7 << 20)],
+                told: count(5_000_000),
+            },
             truth: truth.map(count),
         }
     }

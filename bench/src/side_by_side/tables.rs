@@ -26,9 +26,7 @@ pub fn tables(rows: &[Row]) -> String {
             let of = [latency.p50_us, latency.p95_us, latency.p99_us, latency.max_us];
             cells = std::iter::once(row.rate_per_s.to_string()).chain(of.map(milliseconds)).collect();
         }
-        let resident: Vec<String> =
-            row.resident_bytes.iter().map(|(kind, bytes)| format!("{kind} {}", bytes / 1024 / 1024)).collect();
-        cells.push(resident.join(", "));
+        cells.push(mebibytes(&row.resident_bytes));
         line(&mut text, row, &cells);
     }
     text += "\nNotifications (a viewer is told where a friend within the radius is, or that one left) beside brute force, all runs\n\n";
@@ -79,6 +77,13 @@ pub fn json(rows: &[Row]) -> Value {
         })
     };
     rows.iter().map(row).collect()
+}
+
+/// What kinds of processes hold.
+pub fn mebibytes(resident_bytes: &[(&str, u64)]) -> String {
+    let kinds: Vec<String> =
+        resident_bytes.iter().map(|(kind, bytes)| format!("{kind} {}", bytes / 1024 / 1024)).collect();
+    kinds.join(", ")
 }
 
 /// A count as JSON.
