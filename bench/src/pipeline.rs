@@ -29,6 +29,8 @@ const LAST_BATCHES: Duration = Duration::from_millis(500);
 const READER: &str = "read location-e";
 /// Of a load that is called steady.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
+const WARM_UP_PER_S: u64 = 50_000;
+const WARM_UP: Duration = Duration::from_secs(15);
 const REBALANCED: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -126,6 +128,10 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     for gateways in &settings.gateways {
         let mut served = Served::start(&settings.load, *gateways).await?;
         println!("\n{gateways} gateways");
+        // The broker's virtual machine compiles what runs often, and a topic's first batch is the dearest.
+        served.warm_up(WARM_UP_PER_S, WARM_UP).await?;
+        // What is on its way while the processor stands still would time out.
+        tokio::time::sleep(LAST_BATCHES).await;
         served.catch_up(settings.reports).await?;
         if settings.rate_per_s > 0 {
             served.keep_up(settings.rate_per_s, Duration::from_secs(settings.steady_s)).await?;

@@ -215,12 +215,7 @@ pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::
 }
 
 /// Counts what arrives after a second of running in.
-async fn read(
-    lines: Vec<Raw>,
-    server: u32,
-    time: Duration,
-    seen: Seen,
-) -> anyhow::Result<(Figures, String)> {
+async fn read(lines: Vec<Raw>, server: u32, time: Duration, seen: Seen) -> anyhow::Result<(Figures, String)> {
     let (mut reading, (last, latest)) = (JoinSet::new(), watch::channel(Vec::new()));
     let (frames, apart) = (Arc::new(AtomicU64::new(0)), (lines.len() / WITNESSES).max(1));
     for (number, mut line) in lines.into_iter().enumerate() {

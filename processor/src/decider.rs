@@ -227,6 +227,11 @@ impl Decider {
         self.packing.next_due()
     }
 
+    /// So much waits to be sent that nothing more should be decided before then.
+    pub fn is_full(&self) -> bool {
+        self.packing.is_full()
+    }
+
     /// Sends everything: the last word of a processor.
     pub fn end(&mut self, now: TimestampMs, clock: Duration, actions: &mut Vec<Action>) {
         self.pack(now, clock);

@@ -80,7 +80,7 @@ impl Drive {
             if broken.is_cancelled() {
                 break;
             }
-            if !self.waiting.batches.is_empty() {
+            if self.is_ahead() {
                 std::thread::sleep(ROOM_POLL);
                 self.send_waiting();
                 self.tick_if_due(&mut next_tick, &mut actions, broken);
@@ -136,6 +136,12 @@ impl Drive {
         self.outbox.end(deadline.saturating_duration_since(Instant::now()));
     }
 
+    /// More is decided than the brokers can take: nothing more is, for now.
+    fn is_ahead(&self) -> bool {
+        !self.waiting.batches.is_empty()
+            || (self.decider.is_full() && self.started_at.elapsed() < self.outbox.next_round().0)
+    }
+
     /// Takes what has come, at most for a turn; false if nothing can come any more.
     fn take_wakes(&mut self, inbox: &Inbox, patience: Duration, actions: &mut Vec<Action>) -> bool {
         match inbox.wakes.recv_timeout(patience) {
@@ -168,15 +174,15 @@ impl Drive {
 
     /// Sends what there is room for now. When nothing has left for too long, all that waits is given up.
     fn send_waiting(&mut self) {
-        let Waiting { batches, since } = &mut self.waiting;
-        let topic = |batch: &Batch| self.kafka.topics.friend_moved(self.decider.gateway_id(batch.gateway));
+        let Drive { waiting: Waiting { batches, since }, outbox, kafka, decider, .. } = self;
+        let topic = |batch: &Batch| kafka.topics.friend_moved(decider.gateway_id(batch.gateway));
         while let Some(batch) = batches.front() {
-            if self.outbox.send(&topic(batch), batch) {
+            if outbox.send(&topic(batch), batch) {
                 batches.pop_front();
             } else if since.get_or_insert_with(Instant::now).elapsed() < NO_ROOM_MAX {
                 return;
             } else {
-                batches.drain(..).for_each(|batch| self.outbox.give_up(&topic(&batch), &batch));
+                batches.drain(..).for_each(|batch| outbox.give_up(&topic(&batch), &batch));
             }
             if let Some(since) = since.take() {
                 metrics::histogram!("nearby_outbox_wait_seconds").record(since.elapsed());

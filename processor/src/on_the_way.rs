@@ -3,18 +3,19 @@
 
 use std::time::Duration;
 
-/// When half of the room is taken, a gateway of whose batches at least so many are on the way gets no more if none of them was
-/// acknowledged for [`SILENCE_MIN`], and for [`SILENCE_WAITS`] times as long as others' acknowledgements take: its topic's broker
-/// is away, and the others need the room. Where everything is slow, nobody is silent.
+/// When half of the room is taken, a gateway of whose batches at least so many are on the way gets no more if others' were
+/// acknowledged [`SILENCE_MIN`] after its last one, and [`SILENCE_WAITS`] times as long as such a wait is: its topic's
+/// broker is away, and the others need the room. Where everything is slow, or nobody hears of anything, nobody is silent.
 pub(crate) const SHARE_MAX: usize = 4;
 pub(crate) const SILENCE_MIN: Duration = Duration::from_secs(1);
 const SILENCE_WAITS: u32 = 4;
 /// Of so many acknowledgements the mean wait is.
 const WAIT_MEAN_OF: u32 = 16;
-/// A round may begin when so many times as long has passed as half of the last one took to be acknowledged: brokers that take
-/// batches at an even pace then have a third of their time for others. However long that is, it begins after `ROUND_MAX`.
-const ROUND_HALVES: u32 = 3;
-const ROUND_MAX: Duration = Duration::from_secs(1);
+/// When half of a round is acknowledged, so many times as long as that took has still to pass before the next one, but at most
+/// `PAUSE_MAX`: brokers that take batches at an even pace then have a third of their time for others.
+const ROUND_PAUSE: u32 = 2;
+/// A round is over, too, when nothing was acknowledged for so long: brokers are away.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is on the way from one engine.
 pub(crate) struct OnTheWay {
@@ -24,8 +25,9 @@ pub(crate) struct OnTheWay {
     bytes_max: usize,
     /// By index.
     gateways: Vec<ToGateway>,
-    /// How long batches waited that were acknowledged: a moving average.
+    /// How long batches waited that were acknowledged: a moving average; and when the last of them was.
     mean_wait: Duration,
+    acknowledged_at: Duration,
     round: Round,
 }
 
@@ -53,15 +55,23 @@ struct Round {
 impl OnTheWay {
     /// Nothing yet, and so much room.
     pub fn new(count_max: usize, bytes_max: usize) -> OnTheWay {
-        let (gateways, mean_wait, round) = (Vec::new(), Duration::ZERO, Round::default());
-        OnTheWay { count: 0, bytes: 0, count_max, bytes_max, gateways, mean_wait, round }
+        let (mean_wait, acknowledged_at) = (Duration::ZERO, Duration::ZERO);
+        let (gateways, round) = (Vec::new(), Round::default());
+        OnTheWay { count: 0, bytes: 0, count_max, bytes_max, gateways, mean_wait, acknowledged_at, round }
+    }
+
+    /// Whether there is room for a batch.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        // One that is larger than all of the room is sent alone.
+        self.count < self.count_max && (self.count == 0 || self.bytes + bytes <= self.bytes_max)
     }
 
     /// Whether there is a way to the gateway's topic, as far as that can be seen.
-    pub fn is_open(&self, gateway: usize, now: Duration) -> bool {
+    pub fn is_open(&self, gateway: usize) -> bool {
         let is_scarce = self.count > self.count_max / 2 || self.bytes > self.bytes_max / 2;
         let silence_max = SILENCE_MIN.max(self.mean_wait * SILENCE_WAITS);
-        let is_stuck = |to: &ToGateway| to.count >= SHARE_MAX && now.saturating_sub(to.moved_at) >= silence_max;
+        let is_stuck =
+            |to: &ToGateway| to.count >= SHARE_MAX && self.acknowledged_at.saturating_sub(to.moved_at) >= silence_max;
         !(is_scarce && self.gateways.get(gateway).is_some_and(is_stuck))
     }
 
@@ -93,6 +103,7 @@ impl OnTheWay {
     pub fn acknowledged(&mut self, gateway: usize, bytes: usize, sent_at: Duration, now: Duration) {
         self.ends(gateway, bytes, now);
         self.of(gateway).moved_at = now;
+        self.acknowledged_at = now;
         self.mean_wait = (self.mean_wait * (WAIT_MEAN_OF - 1) + now.saturating_sub(sent_at)) / WAIT_MEAN_OF;
     }
 
@@ -115,8 +126,8 @@ impl OnTheWay {
         let Round { began, counted, half_at, .. } = self.round;
         match half_at {
             _ if counted == 0 => began,
-            Some(half_at) => began + (half_at.saturating_sub(began) * ROUND_HALVES).min(ROUND_MAX),
-            None => began + ROUND_MAX,
+            Some(half_at) => half_at + (half_at.saturating_sub(began) * ROUND_PAUSE).min(PAUSE_MAX),
+            None => began.max(self.acknowledged_at) + PAUSE_MAX,
         }
     }
 
@@ -167,12 +178,12 @@ mod tests {
     }
 
     #[test]
-    fn a_round_begins_three_times_as_long_after_the_last_as_half_of_that_took() {
+    fn a_round_begins_after_half_of_the_last_one_and_twice_as_long() {
         let mut way = OnTheWay::new(100, 1_000);
         assert_eq!((way.next_round(), way.round_is_open()), (ms(0), false), "nothing to wait for");
         round(&mut way, 0..4, 100);
         way.acknowledged(2, 10, ms(100), ms(102));
-        assert_eq!((way.next_round(), way.round_is_open()), (ms(1_100), true));
+        assert_eq!((way.next_round(), way.round_is_open()), (ms(1_102), true), "something moves");
         way.acknowledged(0, 10, ms(100), ms(107));
         assert_eq!((way.next_round(), way.round_is_open()), (ms(121), false));
         way.acknowledged(1, 10, ms(100), ms(900));
@@ -188,10 +199,20 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_round_is_waited_for_as_long_as_it_moves_and_then_not_much_longer() {
+        let mut way = OnTheWay::new(100, 1_000);
+        round(&mut way, 0..4, 0);
+        way.acknowledged(0, 10, ms(0), ms(900));
+        assert_eq!(way.next_round(), ms(1_900));
+        way.acknowledged(1, 10, ms(0), ms(1_800));
+        assert_eq!(way.next_round(), ms(2_800));
+    }
+
+    #[test]
     fn a_gateway_whose_broker_is_away_is_waited_for_once() {
         let mut way = OnTheWay::new(100, 1_000);
         round(&mut way, 0..1, 0);
-        assert_eq!((way.next_round(), way.round_is_open()), (ROUND_MAX, true));
+        assert_eq!((way.next_round(), way.round_is_open()), (PAUSE_MAX, true));
         round(&mut way, 0..1, 1_000);
         assert_eq!((way.next_round(), way.round_is_open()), (ms(1_000), false), "nobody is counted");
         round(&mut way, 0..2, 1_005);
@@ -213,6 +234,18 @@ mod tests {
     }
 
     #[test]
+    fn room_is_for_so_many_and_so_much() {
+        let mut way = OnTheWay::new(2, 100);
+        assert!(way.has_room(1_000), "nothing else is on the way");
+        way.leaves(0, 60, ms(0));
+        assert!(way.has_room(40) && !way.has_room(41));
+        way.leaves(1, 10, ms(0));
+        assert!(!way.has_room(0));
+        way.lost(0, 60, ms(1));
+        assert!(way.has_room(90) && !way.has_room(91));
+    }
+
+    #[test]
     fn what_finds_no_room_is_as_if_it_had_not_left() {
         let mut way = OnTheWay::new(100, 1_000);
         round(&mut way, 0..2, 0);
@@ -224,34 +257,48 @@ mod tests {
         assert_eq!((way.count, way.bytes, way.round.counted, way.round.left), (2, 20, 2, 2));
     }
 
+    /// Of one gateway, which has waited for it for so long.
+    fn acknowledge(way: &mut OnTheWay, gateway: usize, wait_ms: u64, at_ms: u64) {
+        way.leaves(gateway, 10, ms(at_ms - wait_ms));
+        way.acknowledged(gateway, 10, ms(at_ms - wait_ms), ms(at_ms));
+    }
+
     #[test]
     fn a_silent_gateway_leaves_the_room_to_the_others_unless_all_are_slow() {
         let mut way = OnTheWay::new(10, 1_000_000);
         (0..5).for_each(|_| way.leaves(0, 10, ms(0)));
-        assert!(way.is_open(0, ms(60_000)), "nobody else needs the room");
-        way.leaves(1, 10, ms(0));
-        assert!(way.is_open(0, ms(999)) && !way.is_open(0, ms(1_000)));
-        assert!(way.is_open(1, ms(60_000)), "it has little on the way");
-        way.acknowledged(0, 10, ms(0), ms(2_000));
-        way.leaves(0, 10, ms(2_000));
-        assert!(way.is_open(0, ms(2_999)) && !way.is_open(0, ms(3_000)), "silent since its last acknowledgement");
+        acknowledge(&mut way, 1, 5, 60_000);
+        assert!(way.is_open(0), "nobody else needs the room");
+        way.leaves(1, 10, ms(60_000));
+        assert!(!way.is_open(0));
+        way.acknowledged(0, 10, ms(0), ms(61_000));
+        way.leaves(0, 10, ms(61_000));
+        acknowledge(&mut way, 2, 5, 61_999);
+        assert!(way.is_open(0), "it has moved");
+        assert!(way.is_open(1), "it has little on the way");
+    }
 
-        // Everybody waits for two seconds.
-        (0..100).for_each(|_| {
-            way.leaves(2, 10, ms(2_000));
-            way.acknowledged(2, 10, ms(2_000), ms(4_000));
-        });
-        assert!(way.is_open(0, ms(9_000)) && !way.is_open(0, ms(10_000)));
+    #[test]
+    fn where_all_are_slow_nobody_is_silent() {
+        let mut way = OnTheWay::new(10, 1_000_000);
+        (0..7).for_each(|_| way.leaves(0, 10, ms(0)));
+        assert!(way.is_open(0), "nobody hears of anything");
+        (0..100).for_each(|_| acknowledge(&mut way, 1, 2_000, 2_000));
+        acknowledge(&mut way, 1, 2_000, 7_900);
+        assert!(way.is_open(0));
+        acknowledge(&mut way, 1, 2_000, 8_000);
+        assert!(!way.is_open(0), "four times as long as the others wait");
     }
 
     #[test]
     fn bytes_are_room_too() {
         let mut way = OnTheWay::new(1_000, 100);
         (0..4).for_each(|_| way.leaves(0, 10, ms(0)));
-        assert!(way.is_open(0, ms(5_000)));
-        (0..2).for_each(|_| way.leaves(1, 10, ms(0)));
-        assert!(!way.is_open(0, ms(5_000)));
+        acknowledge(&mut way, 1, 5, 5_000);
+        assert!(way.is_open(0));
+        (0..2).for_each(|_| way.leaves(1, 10, ms(5_000)));
+        assert!(!way.is_open(0));
         way.lost(1, 10, ms(5_000));
-        assert!(way.is_open(0, ms(5_000)));
+        assert!(way.is_open(0));
     }
 }

@@ -13,25 +13,36 @@ use nearby_schemas::codec::Codec;
 use nearby_service::kafka::Kafka;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientContext, Message};
+use rdkafka::{ClientConfig, ClientContext, Message};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Batches and their bytes on the way from one process: a second's worth of a slow broker with a thousand gateways, which serves
 /// their topics in no fair order. With four times as much some batches waited for longer than the delivery timeout.
 const BATCHES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A producer looks at all its topics whenever one of them has something to send or an answer: with a thousand that was half of
+/// what sending cost. So gateways beyond so many get another producer, up to so many producers.
+const GATEWAYS_OF_A_PRODUCER: usize = 128;
+const PRODUCERS_MAX: usize = 8;
 /// Losses are told in the log at most so often.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends batches.
 pub(crate) struct Outbox {
-    producer: ThreadedProducer<Deliveries>,
+    config: ClientConfig,
+    /// As many as were needed so far.
+    producers: Vec<ThreadedProducer<Deliveries>>,
+    deliveries: Deliveries,
 }
 
-struct Deliveries {
+/// What all producers report to.
+#[derive(Clone)]
+struct Deliveries(Arc<Shared>);
+
+struct Shared {
     codec: Codec<FriendMovedBatch>,
     /// Viewers, each on one gateway, whose notices were not acknowledged.
     unacknowledged: Mutex<BTreeSet<(GatewayIndex, UserId)>>,
@@ -66,7 +77,15 @@ impl ProducerContext for Deliveries {
     }
 }
 
-impl Deliveries {
+impl std::ops::Deref for Deliveries {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Shared {
     fn clock(&self) -> Duration {
         self.started_at.elapsed()
     }
@@ -104,102 +123,118 @@ impl Outbox {
         Outbox::with_room(kafka, (BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024), started_at)
     }
 
-    fn with_room(
-        kafka: &Kafka,
-        count_max: usize,
-        bytes_max: usize,
-        started_at: Instant,
-    ) -> Result<Outbox, KafkaError> {
+    fn with_room(kafka: &Kafka, count_max: usize, bytes_max: usize, started_at: Instant) -> Result<Outbox, KafkaError> {
         let mut config = kafka.writer_config();
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
         config.set("linger.ms", "0");
         config.set("queue.buffering.max.messages", count_max.to_string());
         config.set("queue.buffering.max.kbytes", (bytes_max / 1024).to_string());
-        let deliveries = Deliveries {
+        let deliveries = Deliveries(Arc::new(Shared {
             codec: kafka.codecs.codec(),
             unacknowledged: Mutex::default(),
             on_the_way: Mutex::new(OnTheWay::new(count_max, bytes_max)),
             started_at,
             warned_at: Mutex::default(),
             ended: AtomicBool::new(false),
-        };
-        Ok(Outbox { producer: config.create_with_context(deliveries)? })
+        }));
+        // One to begin with: what is wrong with the settings shows at the start.
+        let producers = vec![config.create_with_context(deliveries.clone())?];
+        Ok(Outbox { config, producers, deliveries })
+    }
+
+    /// That of a gateway.
+    fn producer(&mut self, gateway: usize) -> Result<&ThreadedProducer<Deliveries>, KafkaError> {
+        let number = gateway / GATEWAYS_OF_A_PRODUCER % PRODUCERS_MAX;
+        while self.producers.len() <= number {
+            self.producers.push(self.config.create_with_context(self.deliveries.clone())?);
+        }
+        Ok(&self.producers[number])
     }
 
     /// Batches that were closed together are about to be sent.
     pub fn begin_round(&self) {
-        let deliveries = self.producer.client().context();
-        deliveries.on_the_way().begin_round(deliveries.clock());
+        self.deliveries.on_the_way().begin_round(self.deliveries.clock());
     }
 
     /// When the brokers will be ready for the next round, and whether that may still change.
     pub fn next_round(&self) -> (Duration, bool) {
-        let on_the_way = self.producer.client().context().on_the_way();
+        let on_the_way = self.deliveries.on_the_way();
         (on_the_way.next_round(), on_the_way.round_is_open())
     }
 
     /// Hands a batch to Kafka for the topic of its gateway; says whether there was room. Where there is no way, it is lost.
-    pub fn send(&self, topic: &str, batch: &Batch) -> bool {
-        let (gateway, deliveries) = (batch.gateway.0 as usize, self.producer.client().context());
-        let now = deliveries.clock();
-        let mut on_the_way = deliveries.on_the_way();
-        if !on_the_way.is_open(gateway, now) {
+    pub fn send(&mut self, topic: &str, batch: &Batch) -> bool {
+        let (gateway, bytes) = (batch.gateway.0 as usize, batch.bytes.len());
+        let now = self.deliveries.clock();
+        let mut on_the_way = self.deliveries.on_the_way();
+        if !on_the_way.is_open(gateway) {
             drop(on_the_way);
-            deliveries.remember(gateway, &batch.bytes, topic, "its broker takes nothing, and others need the room");
+            self.deliveries.remember(
+                gateway,
+                &batch.bytes,
+                topic,
+                "its broker takes nothing, and others need the room",
+            );
             return true;
         }
-        on_the_way.leaves(gateway, batch.bytes.len(), now);
+        if !on_the_way.has_room(bytes) {
+            return false;
+        }
+        on_the_way.leaves(gateway, bytes, now);
         drop(on_the_way);
         let sent = Box::new(Sent { gateway, at: now });
         let record: BaseRecord<'_, (), [u8], Box<Sent>> =
             BaseRecord::with_opaque_to(topic, sent).partition(0).payload(&batch.bytes);
-        if let Err((error, _)) = self.producer.send(record) {
+        let sent = self.producer(gateway).and_then(|producer| producer.send(record).map_err(|(error, _)| error));
+        if let Err(error) = sent {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
-                deliveries.on_the_way().stays(gateway, batch.bytes.len(), now);
+                self.deliveries.on_the_way().stays(gateway, bytes, now);
                 return false;
             }
-            deliveries.on_the_way().lost(gateway, batch.bytes.len(), now);
-            deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
+            self.deliveries.on_the_way().lost(gateway, bytes, now);
+            self.deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
             return true;
         }
         metrics::counter!("nearby_batches_total").increment(1);
-        metrics::counter!("nearby_batch_bytes_total").increment(batch.bytes.len() as u64);
+        metrics::counter!("nearby_batch_bytes_total").increment(bytes as u64);
         true
     }
 
     /// There is no room for it, and there will be none.
     pub fn give_up(&self, topic: &str, batch: &Batch) {
         let gateway = batch.gateway.0 as usize;
-        self.producer.client().context().remember(gateway, &batch.bytes, topic, "no broker takes anything");
+        self.deliveries.remember(gateway, &batch.bytes, topic, "no broker takes anything");
     }
 
     /// Viewers who have to be told everything again and can be, at most so many; each once.
     pub fn take_unacknowledged(&self, at_once_max: usize) -> BTreeSet<(GatewayIndex, UserId)> {
-        let deliveries = self.producer.client().context();
-        let now = deliveries.clock();
-        let mut unacknowledged = deliveries.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
-        let on_the_way = deliveries.on_the_way();
-        let reachable = unacknowledged.iter().filter(|(gateway, _)| on_the_way.is_open(gateway.0 as usize, now));
+        let mut unacknowledged = self.deliveries.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+        let on_the_way = self.deliveries.on_the_way();
+        let reachable = unacknowledged.iter().filter(|(gateway, _)| on_the_way.is_open(gateway.0 as usize));
         let taken: BTreeSet<_> = reachable.take(at_once_max).copied().collect();
         unacknowledged.retain(|lost| !taken.contains(lost));
         taken
     }
 
-    /// Why nothing can be sent any more, if the producer has failed for good.
+    /// Why nothing can be sent any more, if a producer has failed for good.
     pub fn failed(&self) -> Option<String> {
-        self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+        let mut fatal = self.producers.iter().filter_map(|producer| producer.client().fatal_error());
+        fatal.next().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
     /// Waits for the acknowledgements of what was sent, at most `limit`; after that nobody asks what was lost.
     pub fn end(&self, limit: Duration) {
         self.flush(limit);
-        self.producer.client().context().ended.store(true, Ordering::Relaxed);
+        self.deliveries.ended.store(true, Ordering::Relaxed);
     }
 
     fn flush(&self, limit: Duration) {
-        if let Err(error) = self.producer.flush(limit) {
-            tracing::warn!(%error, "the last batches were not acknowledged in time");
+        let deadline = Instant::now() + limit;
+        for producer in &self.producers {
+            if let Err(error) = producer.flush(deadline.saturating_duration_since(Instant::now())) {
+                tracing::warn!(%error, "the last batches were not acknowledged in time");
+            }
         }
     }
 }
@@ -220,18 +255,18 @@ mod tests {
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let brokers = cluster.bootstrap_servers();
         let kafka = Kafka::embedded_at(brokers, "");
-        let outbox = Outbox::new(&kafka, 1, Instant::now()).expect("a producer");
-        let send = || {
+        let mut outbox = Outbox::new(&kafka, 1, Instant::now()).expect("a producer");
+        let send = |outbox: &mut Outbox| {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });
             outbox.flush(Duration::from_secs(10));
         };
-        send();
+        send(&mut outbox);
         assert_eq!(outbox.failed(), None);
 
         // A broker says so that has lost what it had acknowledged.
         let lost = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER];
         cluster.request_errors(RDKafkaApiKey::Produce, &lost);
-        send();
+        send(&mut outbox);
         let because = outbox.failed().expect("has failed for good");
         assert!(because.contains("sequence"), "{because}");
     }
@@ -239,7 +274,7 @@ mod tests {
     #[test]
     fn there_is_no_room_when_the_queue_is_full() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
+        let mut outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
         assert!((0..100).all(|_| outbox.send("t", &batch_to(0, 5))));
         assert!(!outbox.send("t", &batch_to(1, 6)));
         assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it was kept for later");
@@ -251,12 +286,17 @@ mod tests {
     #[test]
     fn a_gateway_whose_broker_is_away_leaves_room_to_the_others() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
-        let send = |gateway, viewer| assert!(outbox.send("t", &batch_to(gateway, viewer)));
+        let mut outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
+        let deliveries = outbox.deliveries.clone();
+        let mut send = |gateway, viewer| assert!(outbox.send("t", &batch_to(gateway, viewer)));
+        let moves = |gateway, after| {
+            deliveries.on_the_way().leaves(gateway, 0, after);
+            deliveries.on_the_way().acknowledged(gateway, 0, after, after);
+        };
         (0..49).for_each(|_| send(1, 5));
-        std::thread::sleep(SILENCE_MIN);
+        moves(2, SILENCE_MIN * 100);
         send(1, 6);
-        assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "nobody else needs the room");
+        assert_eq!(deliveries.unacknowledged.lock().expect("nobody panics").len(), 0, "nobody else needs the room");
         send(2, 7);
         send(1, 8);
         send(2, 9);
@@ -264,9 +304,7 @@ mod tests {
         assert_eq!(outbox.take_unacknowledged(1), lost(&[(2, 9)]), "who cannot be told does not keep others waiting");
         assert_eq!(outbox.take_unacknowledged(1), lost(&[]));
 
-        let (deliveries, now) = (outbox.producer.client().context(), outbox.producer.client().context().clock());
-        deliveries.on_the_way().leaves(1, 0, now);
-        deliveries.on_the_way().acknowledged(1, 0, now, now);
+        moves(1, SILENCE_MIN * 100);
         assert_eq!(outbox.take_unacknowledged(1), lost(&[(1, 8)]), "it has moved again");
     }
 
@@ -275,12 +313,27 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
-        let outbox = Outbox::with_room(&kafka, 5, BYTES_MAX, Instant::now()).expect("a producer");
+        let mut outbox = Outbox::with_room(&kafka, 5, BYTES_MAX, Instant::now()).expect("a producer");
         for _ in 0..4 {
             (0..5).for_each(|_| assert!(outbox.send("t", &batch_to(0, 5))));
             outbox.flush(Duration::from_secs(30));
-            assert!(outbox.producer.client().context().on_the_way().is_empty());
+            assert!(outbox.deliveries.on_the_way().is_empty());
         }
+    }
+
+    #[test]
+    fn many_gateways_share_the_room_and_not_the_producer() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        let mut outbox = Outbox::with_room(&kafka, 10, BYTES_MAX, Instant::now()).expect("producers");
+        let gateways = (0..PRODUCERS_MAX + 1).map(|number| u32::try_from(number * GATEWAYS_OF_A_PRODUCER));
+        let gateways: Vec<u32> = gateways.collect::<Result<_, _>>().expect("few");
+        assert!(gateways.iter().all(|gateway| outbox.send("t", &batch_to(*gateway, 5))));
+        assert!(outbox.send("t", &batch_to(1, 5)) && !outbox.send("t", &batch_to(2, 5)), "of all together");
+        assert_eq!(outbox.producers.len(), PRODUCERS_MAX);
+        outbox.flush(Duration::from_secs(30));
+        assert!(outbox.deliveries.on_the_way().is_empty());
     }
 
     fn lost(viewers: &[(u32, i64)]) -> BTreeSet<(GatewayIndex, UserId)> {

@@ -10,6 +10,10 @@ use nearby_schemas::{Epoch, TimestampMs, UserId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// More moves in one batch of each gateway make it hardly cheaper, and later: half of what an encoder can hold, so that one more
+/// turn has room.
+const HEADS_ENOUGH: usize = HEADS_MAX / 2;
+
 /// A record for the topic of one gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -45,7 +49,7 @@ impl Packing {
         self.interval = batch_interval(gateways_alive, is_behind);
     }
 
-    /// Batches are not due before that, however long notices wait. What is full does not wait.
+    /// Batches are not due before that, however long notices wait. One that is full does not wait.
     pub fn close_no_sooner_than(&mut self, clock: Duration) {
         self.no_sooner_than = clock;
     }
@@ -116,9 +120,15 @@ impl Packing {
         self.since = None;
     }
 
+    /// So much waits that no more should be decided before the next batches are closed.
+    pub fn is_full(&self) -> bool {
+        self.encoder.heads() >= HEADS_ENOUGH
+    }
+
     /// When the next batches are due.
     pub fn next_due(&self) -> Option<Duration> {
-        self.since.map(|since| (since + self.interval).max(self.no_sooner_than))
+        let interval = if self.is_full() { Duration::ZERO } else { self.interval };
+        self.since.map(|since| (since + interval).max(self.no_sooner_than))
     }
 }
 
@@ -230,6 +240,18 @@ mod tests {
         assert_eq!(pack(&mut packing, notices, 3).len(), 1_000, "closed, though neither full nor due");
         assert_eq!(packing.next_due(), Some(Duration::from_millis(8)), "there is one left");
         assert_eq!(packing.encoder.heads(), 1);
+    }
+
+    #[test]
+    fn when_it_is_full_it_waits_for_the_brokers_alone() {
+        let mut packing = Packing::new(&Codec::new());
+        let moves = |count| (0..).map(|gateway| moved(gateway % 1_000, 0, 5)).take(count).collect();
+        assert!(pack(&mut packing, moves(HEADS_ENOUGH - 1), 3).is_empty() && !packing.is_full());
+        packing.close_no_sooner_than(Duration::from_millis(4));
+        assert!(pack(&mut packing, moves(1), 3).is_empty() && packing.is_full());
+        assert_eq!(packing.next_due(), Some(Duration::from_millis(4)), "nothing is gained by waiting for more");
+        assert_eq!(due(&mut packing, 4).len(), 1_000);
+        assert!(!packing.is_full());
     }
 
     #[test]

@@ -254,7 +254,10 @@ mod tests {
         engines.tell(MembershipEvent::Gained(vec![1]));
         engines.released(1);
         assert_eq!(engines.of(1), Some(1), "lists and sessions have to find the way");
-        let told = inboxes[1].wakes.try_iter().filter(|wake| matches!(wake, Wake::Membership(MembershipEvent::Gained(g)) if g == &[1]));
+        let told = inboxes[1]
+            .wakes
+            .try_iter()
+            .filter(|wake| matches!(wake, Wake::Membership(MembershipEvent::Gained(g)) if g == &[1]));
         assert_eq!(told.count(), 2);
         engines.tell(MembershipEvent::Lost(vec![1]));
         engines.released(1);
