@@ -146,3 +146,34 @@ async fn a_stretch_by_two_processes_has_the_rows_of_the_view() {
         assert!(counts[0] > 0 && counts[0] == counts[1] && counts[2] + counts[3] == 0, "{function}: {counts:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encounters_between_any_two_times_are_those_of_the_view() {
+    let postgres = a_week().await;
+    for (from, to, some) in [
+        ("-infinity", "infinity", true),
+        ("2025-01-01 00:00+00", "2027-01-01 00:00+00", true),
+        ("2026-01-07 00:00+00", "2026-01-08 00:00+00", true),
+        // Slots begin at whole tens of minutes, times of questions anywhere.
+        ("2026-01-07 19:03+00", "2026-01-07 20:47+00", true),
+        ("2026-01-07 20:00+00", "2026-01-07 20:00:00.000001+00", true),
+        ("2026-01-07 20:01+00", "2026-01-07 20:09+00", false),
+        ("2026-01-08 00:00+00", "2026-01-07 00:00+00", false),
+        ("2026-02-01 00:00+00", "infinity", false),
+        ("infinity", "-infinity", false),
+    ] {
+        let between = format!("select * from nearby.encounters_between('{from}', '{to}')");
+        let view = format!("select * from nearby.encounters where slot >= '{from}' and slot < '{to}'");
+        let found = postgres.psql(&format!(
+            "select (select count(*) > 0 from ({view}) as v), \
+             (select count(*) from ({between} except all {view}) as d), (select count(*) from ({view} except all {between}) as d)"
+        ));
+        let expected = if some { "t|0|0" } else { "f|0|0" };
+        assert_eq!(found.expect("counts"), expected, "from {from} to {to}");
+    }
+    let unknown = "select count(*) from nearby.encounters_between(null, 'infinity')";
+    assert_eq!(postgres.psql(unknown).expect("a count"), "0");
+    postgres.psql("truncate nearby.location_history").expect("no history");
+    let of_nothing = "select count(*) from nearby.encounters_between('-infinity', 'infinity')";
+    assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
+}
