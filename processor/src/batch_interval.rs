@@ -30,9 +30,15 @@ mod tests {
     #[test]
     fn grows_with_the_gateways_within_bounds() {
         let of = |gateways, is_behind| batch_interval(gateways, is_behind).as_millis();
-        for (gateways, ms, behind_ms) in
-            [(0, 5, 20), (2, 5, 20), (40, 5, 20), (80, 10, 40), (400, 50, 200), (1_000, 50, 500), (usize::MAX, 50, 500)]
-        {
+        for (gateways, ms, behind_ms) in [
+            (0, 5, 40),
+            (2, 5, 40),
+            (40, 5, 40),
+            (80, 10, 80),
+            (400, 50, 400),
+            (1_000, 50, 1_000),
+            (usize::MAX, 50, 1_000),
+        ] {
             assert_eq!((of(gateways, false), of(gateways, true)), (ms, behind_ms), "{gateways} gateways");
         }
     }

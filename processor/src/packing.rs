@@ -10,9 +10,12 @@ use nearby_schemas::{Epoch, TimestampMs, UserId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// More moves in one batch of each gateway make it hardly cheaper, and later: half of what an encoder can hold, so that one more
-/// turn has room.
-const HEADS_ENOUGH: usize = HEADS_MAX / 2;
+/// So many moves and leaves for each gateway make a batch that is cheap enough for its request: some two thousand notices. More in
+/// one would only be later, and, with few gateways, further from the cache than the least number is.
+const HEADS_OF_A_GATEWAY: usize = 400;
+const HEADS_ENOUGH_MIN: usize = 8_192;
+/// Half of what an encoder can hold, so that one more turn has room.
+const HEADS_FULL: usize = HEADS_MAX / 2;
 
 /// A record for the topic of one gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub(crate) struct Packing {
     /// When the first of the notices came in that wait.
     since: Option<Duration>,
     interval: Duration,
+    /// So many heads need not wait for the interval.
+    enough: usize,
     /// The brokers are not ready for the next batches before.
     no_sooner_than: Duration,
     /// Of the served partitions: those that the encoder has.
@@ -41,12 +46,13 @@ impl Packing {
     pub fn new(codec: &Codec<FriendMovedBatch>) -> Packing {
         let (encoder, open, epochs) = (BatchEncoder::new(codec), Vec::new(), BTreeMap::new());
         let (interval, no_sooner_than) = (batch_interval(0, false), Duration::ZERO);
-        Packing { encoder, open, since: None, interval, no_sooner_than, epochs }
+        Packing { encoder, open, since: None, interval, enough: HEADS_ENOUGH_MIN, no_sooner_than, epochs }
     }
 
     /// The flush interval follows the number of gateways, and whether there is more to do than can be done.
     pub fn set_interval(&mut self, gateways_alive: usize, is_behind: bool) {
         self.interval = batch_interval(gateways_alive, is_behind);
+        self.enough = gateways_alive.saturating_mul(HEADS_OF_A_GATEWAY).clamp(HEADS_ENOUGH_MIN, HEADS_FULL);
     }
 
     /// Batches are not due before that, however long notices wait. One that is full does not wait.
@@ -122,12 +128,12 @@ impl Packing {
 
     /// So much waits that no more should be decided before the next batches are closed.
     pub fn is_full(&self) -> bool {
-        self.encoder.heads() >= HEADS_ENOUGH
+        self.encoder.heads() >= HEADS_FULL
     }
 
     /// When the next batches are due.
     pub fn next_due(&self) -> Option<Duration> {
-        let interval = if self.is_full() { Duration::ZERO } else { self.interval };
+        let interval = if self.encoder.heads() >= self.enough { Duration::ZERO } else { self.interval };
         self.since.map(|since| (since + interval).max(self.no_sooner_than))
     }
 }
@@ -243,14 +249,21 @@ mod tests {
     }
 
     #[test]
-    fn when_it_is_full_it_waits_for_the_brokers_alone() {
+    fn what_is_enough_waits_for_the_brokers_alone_and_what_is_full_for_nothing_more() {
         let mut packing = Packing::new(&Codec::new());
-        let moves = |count| (0..).map(|gateway| moved(gateway % 1_000, 0, 5)).take(count).collect();
-        assert!(pack(&mut packing, moves(HEADS_ENOUGH - 1), 3).is_empty() && !packing.is_full());
+        let moves = |count| (0..).map(|gateway| moved(gateway % 50, 0, 5)).take(count).collect();
+        packing.set_interval(50, true);
+        let enough = 50 * HEADS_OF_A_GATEWAY;
+        pack(&mut packing, moves(enough - 1), 3);
+        assert_eq!(packing.next_due(), Some(Duration::from_millis(3 + 48)));
         packing.close_no_sooner_than(Duration::from_millis(4));
-        assert!(pack(&mut packing, moves(1), 3).is_empty() && packing.is_full());
+        pack(&mut packing, moves(1), 3);
         assert_eq!(packing.next_due(), Some(Duration::from_millis(4)), "nothing is gained by waiting for more");
-        assert_eq!(due(&mut packing, 4).len(), 1_000);
+        pack(&mut packing, moves(HEADS_FULL - enough - 1), 3);
+        assert!(!packing.is_full());
+        pack(&mut packing, moves(1), 3);
+        assert!(packing.is_full());
+        assert_eq!(due(&mut packing, 4).len(), 50);
         assert!(!packing.is_full());
     }
 

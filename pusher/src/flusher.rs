@@ -1,4 +1,4 @@
-//! Tells clients what is new: one thread that writes the frames of all WebSockets.
+//! Tells clients what is new: a few threads that write the frames of all WebSockets, each those of its own ones.
 //!
 //! A socket that has something to be told is in one place at a time: in the [`Queue`], or with its own task if it does not
 //! take what is sent, or being written to. From there it goes back to the queue, to be looked at again when the flush
@@ -86,7 +86,7 @@ impl Wake for Outlet {
     }
 }
 
-/// Sockets that are to be looked at.
+/// Sockets that are to be looked at, by one thread.
 pub struct Queue {
     flush_interval: Duration,
     waiting: Mutex<Waiting>,

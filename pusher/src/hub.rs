@@ -14,11 +14,14 @@ use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Acknowledged, Appender, Outgoing as Record};
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 const SHARDS: usize = 64;
+/// Threads that write to WebSockets, at most: one for each core.
+const FLUSHERS_MAX: usize = 8;
 /// Session records that were not acknowledged are written again after so long.
 const SESSION_RETRY: Duration = Duration::from_secs(1);
 
@@ -31,7 +34,8 @@ pub struct Hub {
     codec: Codec<Session>,
     shards: Vec<Mutex<Sessions>>,
     epochs: Mutex<Epochs>,
-    queue: Arc<Queue>,
+    /// One for each thread that writes; a socket has one of them for good.
+    queues: Vec<Arc<Queue>>,
     next_socket: AtomicU64,
     sockets: AtomicUsize,
     /// Session records that are on their way.
@@ -76,7 +80,8 @@ impl Hub {
         codec: Codec<Session>,
         (flush_interval, rules): (Duration, Rules),
     ) -> std::io::Result<Arc<Hub>> {
-        let queue = Queue::new(flush_interval);
+        let flushers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(FLUSHERS_MAX);
+        let queues: Vec<Arc<Queue>> = (0..flushers).map(|_| Queue::new(flush_interval)).collect();
         let hub = Arc::new(Hub {
             gateway,
             topic,
@@ -85,14 +90,14 @@ impl Hub {
             codec,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             epochs: Mutex::default(),
-            queue: Arc::clone(&queue),
+            queues: queues.clone(),
             next_socket: AtomicU64::new(1),
             sockets: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
             unacknowledged: Mutex::default(),
         });
         tokio::spawn(write_again(Arc::downgrade(&hub)));
-        flusher::start(&hub, queue, rules)?;
+        queues.into_iter().try_for_each(|queue| flusher::start(&hub, queue, rules.clone()))?;
         Ok(hub)
     }
 
@@ -116,7 +121,9 @@ impl Hub {
     /// None if the user has too many sockets.
     pub fn connect(self: &Arc<Self>, user: UserId) -> Option<Connection> {
         let socket = SocketId(self.next_socket.fetch_add(1, Ordering::Relaxed));
-        let outlet = Outlet::new(user, socket, Arc::clone(&self.queue));
+        // The next socket is the next one's.
+        let queue = &self.queues[usize::try_from(socket.0).unwrap_or_default() % self.queues.len()];
+        let outlet = Outlet::new(user, socket, Arc::clone(queue));
         {
             let mut shard = self.shard(user);
             if !shard.has_room(user) {
@@ -230,7 +237,7 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        self.queue.end();
+        self.queues.iter().for_each(|queue| queue.end());
     }
 }
 

@@ -14,7 +14,7 @@ use crate::varint::{self, LONG_BYTES_MAX};
 use crate::{Epoch, TimestampMs, UserId};
 
 /// Heads that may wait for their batches to be closed; each takes 32 bytes.
-pub const HEADS_MAX: usize = 262_144;
+pub const HEADS_MAX: usize = 800_000;
 
 /// The longest head: which event, a user, a place, a time.
 const HEAD_BYTES_MAX: usize = 1 + LONG_BYTES_MAX + 5 + 5 + LONG_BYTES_MAX;
