@@ -30,11 +30,9 @@ const SETTLE: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Newer than any owner: the gateway believes the bench alone.
 const EPOCH: Epoch = Epoch(i64::MAX / 2);
-/// Batches that are on their way to the sockets. More would be read by the gateway only to be replaced by newer ones, and with
-/// fewer it would wait for the next.
-const BATCHES_AHEAD: u64 = 4;
-/// Sockets, evenly spread, that say which batch they have seen.
-const WITNESSES: usize = 16;
+/// Sockets are told in so many groups, evenly spread, each of its next move as soon as one of it has seen the last: so all have one
+/// on its way, and none is replaced by a newer one before it is told.
+const GROUPS: usize = 16;
 /// Where the friend is before the first step north, of 1e-7 degrees.
 const LAT_E7: i32 = 407_000_000;
 
@@ -106,26 +104,27 @@ pub async fn idle_bytes(count: usize) -> anyhow::Result<f64> {
     Ok((after as f64 - before as f64) / count as f64)
 }
 
-/// With the first two frames read: welcome and snapshot.
+/// With the first two frames read: welcome and snapshot. In the order of users.
 async fn connect(edge: &Edge, users: std::ops::RangeInclusive<usize>) -> anyhow::Result<Vec<Raw>> {
     let mut lines = Vec::new();
     let users: Vec<usize> = users.collect();
     for together in users.chunks(AT_ONCE) {
         let mut connecting = JoinSet::new();
         for user in together {
-            let (url, token) = (edge.gateway.url.clone(), edge.token(i64::try_from(*user)?)?);
+            let (user, url, token) = (*user, edge.gateway.url.clone(), edge.token(i64::try_from(*user)?)?);
             connecting.spawn(async move {
                 let mut line = Raw::upgrade(&url, &token, STEP).await?;
                 line.text().await?;
                 line.text().await?;
-                anyhow::Ok(line)
+                anyhow::Ok((user, line))
             });
         }
         while let Some(line) = connecting.join_next().await {
             lines.push(line??);
         }
     }
-    Ok(lines)
+    lines.sort_unstable_by_key(|(user, _)| *user);
+    Ok(lines.into_iter().map(|(_, line)| line).collect())
 }
 
 /// Of a server that sends as fast as it goes.
@@ -150,7 +149,7 @@ pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Fi
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
     let topic = kafka.topics.friend_moved(&GatewayId::new(gateway["gateway"].as_str().context("a gateway")?)?);
     let partitions = tokio::task::block_in_place(|| kafka.check_topics())?;
-    let seen: Seen = (0..sockets.min(WITNESSES)).map(|_| AtomicU64::new(0)).collect();
+    let seen: Seen = (0..sockets.min(GROUPS)).map(|_| AtomicU64::new(0)).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&seen)));
     let read = read(lines, edge.gateway.nearby.pid(), time, seen).await;
@@ -159,7 +158,7 @@ pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Fi
     read
 }
 
-/// The last step that each witness was told of.
+/// The last step that the first socket of each group was told of.
 type Seen = Arc<[AtomicU64]>;
 
 async fn tell(
@@ -174,28 +173,30 @@ async fn tell(
     let mut encoder = BatchEncoder::new(&codec);
     encoder.set_epochs((0..partitions).map(|partition| (partition, EPOCH)));
     let (mut notes, mut on_the_way) = (Notes::default(), JoinSet::new());
-    let mut step = 0_u64;
+    let mut steps = vec![0_u64; seen.len()];
     while !stop.load(Ordering::Relaxed) {
-        // Steps and not frames: what is replaced before it is told is never a frame.
-        let told = seen.iter().map(|step| step.load(Ordering::Relaxed)).min().unwrap_or_default();
-        if step >= told + BATCHES_AHEAD {
+        let has_seen = |(group, step): (usize, &u64)| (seen[group].load(Ordering::Relaxed) >= *step).then_some(group);
+        let ready: Vec<usize> = steps.iter().enumerate().filter_map(has_seen).collect();
+        if ready.is_empty() {
             tokio::time::sleep(Duration::from_micros(200)).await;
             continue;
         }
-        step += 1;
-        let (now, lat_e7) = (TimestampMs::now(), LAT_E7 + i32::try_from(step)?);
-        let place = Place { lat_e7, lon_e7: -740_000_000 };
-        for viewer in (1..=i64::try_from(sockets)?).map(UserId) {
-            let section = encoder.section(partition_of(viewer, partitions)).context("has an epoch")?;
-            let moved = (UserId(9_000_000), place, now);
-            encoder.friend_moved(&mut notes, section, moved, ViewerDistance { viewer, distance_dm: 12_345 });
+        for group in ready {
+            steps[group] += 1;
+            let place = Place { lat_e7: LAT_E7 + i32::try_from(steps[group])?, lon_e7: -740_000_000 };
+            for viewer in (1 + group..=sockets).step_by(seen.len()) {
+                let viewer = UserId(i64::try_from(viewer)?);
+                let section = encoder.section(partition_of(viewer, partitions)).context("has an epoch")?;
+                let moved = (UserId(9_000_000), place, TimestampMs::now());
+                encoder.friend_moved(&mut notes, section, moved, ViewerDistance { viewer, distance_dm: 12_345 });
+            }
         }
         ensure!(notes.bytes() < BATCH_BYTES_MAX, "fewer sockets, please");
         let value = Some(encoder.finish(&mut notes, TimestampMs::now()));
         encoder.forget();
         on_the_way.spawn(appender.append_one(Outgoing { topic: topic.clone(), value, ..Outgoing::default() }));
-        if on_the_way.len() as u64 >= BATCHES_AHEAD {
-            on_the_way.join_next().await.context("one is on the way")??.map_err(|error| anyhow::anyhow!("{error}"))?;
+        while let Some(written) = on_the_way.try_join_next() {
+            written?.map_err(|error| anyhow::anyhow!("{error}"))?;
         }
     }
     Ok(())
@@ -217,15 +218,15 @@ pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::
 /// Counts what arrives after a second of running in.
 async fn read(lines: Vec<Raw>, server: u32, time: Duration, seen: Seen) -> anyhow::Result<(Figures, String)> {
     let (mut reading, (last, latest)) = (JoinSet::new(), watch::channel(Vec::new()));
-    let (frames, apart) = (Arc::new(AtomicU64::new(0)), (lines.len() / WITNESSES).max(1));
+    let frames = Arc::new(AtomicU64::new(0));
     for (number, mut line) in lines.into_iter().enumerate() {
         let (frames, last) = (Arc::clone(&frames), (number == 0).then(|| last.clone()));
-        let (seen, witness) = (Arc::clone(&seen), (number % apart == 0).then_some(number / apart));
+        let seen = Arc::clone(&seen);
         reading.spawn(async move {
             loop {
                 let Ok(text) = line.text().await else { return };
                 frames.fetch_add(1, Ordering::Relaxed);
-                if let Some(seen) = witness.and_then(|witness| seen.get(witness)) {
+                if let Some(seen) = seen.get(number) {
                     seen.store(step_of(&text).unwrap_or_default(), Ordering::Relaxed);
                 }
                 if let Some(last) = &last {

@@ -84,6 +84,8 @@ impl Drive {
                 std::thread::sleep(ROOM_POLL);
                 self.send_waiting();
                 self.tick_if_due(&mut next_tick, &mut actions, broken);
+                // A tick claims and forgets; what it tells is sent in its turn.
+                self.act(&mut actions, broken);
                 continue;
             }
             let (next_round, is_open) = self.outbox.next_round();

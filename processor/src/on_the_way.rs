@@ -9,12 +9,15 @@ use std::time::Duration;
 pub(crate) const SHARE_MAX: usize = 4;
 pub(crate) const SILENCE_MIN: Duration = Duration::from_secs(1);
 const SILENCE_WAITS: u32 = 4;
+/// Half of the time after which what is not acknowledged is lost.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Of so many acknowledgements the mean wait is.
 const WAIT_MEAN_OF: u32 = 16;
 /// When half of a round is acknowledged, so many times as long as that took has still to pass before the next one, but at most
-/// `PAUSE_MAX`: brokers that take batches at an even pace then have a third of their time for others.
+/// `PAUSE_MAX`: brokers that take batches at an even pace then have a third of their time for others. As long as that took in
+/// this round or the one before, whichever is less: one that only stumbled is not waited for three times.
 const ROUND_PAUSE: u32 = 2;
-/// A round is over, too, when nothing was acknowledged for so long: brokers are away.
+/// A round is over, too, when nothing of it was acknowledged for so long: brokers are away.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is on the way from one engine.
@@ -36,20 +39,28 @@ struct ToGateway {
     count: usize,
     /// When one was acknowledged, or the first of them was sent.
     moved_at: Duration,
-    /// The round whose end waits for this gateway, if it is the current one.
-    round: u64,
+    /// The round that waits for this gateway, if it is the current one.
+    round: Option<u64>,
+    /// The last that was heard of a batch is that it got lost.
+    loses: bool,
 }
 
-/// Batches that were closed together. It counts gateways that had nothing on the way before: one whose broker
-/// is away is waited for once, and not again until it has moved.
+/// Batches that were closed together. It waits for gateways that had nothing on the way before, or of which something was acknowledged since the
+/// round before began; and not for one whose broker is away.
 #[derive(Default)]
 struct Round {
     number: u64,
     began: Duration,
+    previous_began: Duration,
+    /// How long half of the round before took.
+    previous_half: Duration,
     counted: usize,
     left: usize,
-    /// When half of those counted had been acknowledged.
+    /// What leaves now was closed with it.
+    is_leaving: bool,
+    /// When half of those counted had been acknowledged, and when the last was.
     half_at: Option<Duration>,
+    moved_at: Duration,
 }
 
 impl OnTheWay {
@@ -69,7 +80,7 @@ impl OnTheWay {
     /// Whether there is a way to the gateway's topic, as far as that can be seen.
     pub fn is_open(&self, gateway: usize) -> bool {
         let is_scarce = self.count > self.count_max / 2 || self.bytes > self.bytes_max / 2;
-        let silence_max = SILENCE_MIN.max(self.mean_wait * SILENCE_WAITS);
+        let silence_max = (self.mean_wait * SILENCE_WAITS).clamp(SILENCE_MIN, SILENCE_MAX);
         let is_stuck =
             |to: &ToGateway| to.count >= SHARE_MAX && self.acknowledged_at.saturating_sub(to.moved_at) >= silence_max;
         !(is_scarce && self.gateways.get(gateway).is_some_and(is_stuck))
@@ -79,12 +90,15 @@ impl OnTheWay {
     pub fn leaves(&mut self, gateway: usize, bytes: usize, now: Duration) {
         self.count += 1;
         self.bytes += bytes;
-        let number = self.round.number;
+        let Round { number, previous_began, is_leaving, .. } = self.round;
         let to = self.of(gateway);
-        to.count += 1;
-        if to.count == 1 {
+        let moves = to.count == 0 || to.moved_at >= previous_began;
+        if to.count == 0 {
             to.moved_at = now;
-            to.round = number;
+        }
+        to.count += 1;
+        if is_leaving && moves && !to.loses && to.round != Some(number) {
+            to.round = Some(number);
             self.round.counted += 1;
             self.round.left += 1;
             // Some of a round may be acknowledged before the last of it is handed over.
@@ -93,41 +107,63 @@ impl OnTheWay {
     }
 
     /// It was not handed over after all, because there was no room.
-    pub fn stays(&mut self, gateway: usize, bytes: usize, now: Duration) {
-        let to = *self.of(gateway);
-        self.round.counted -= usize::from(to.count == 1 && to.round == self.round.number);
-        self.ends(gateway, bytes, now);
+    pub fn stays(&mut self, gateway: usize, bytes: usize) {
+        self.ends(gateway, bytes);
+        let number = self.round.number;
+        if self.of(gateway).round.take_if(|round| *round == number).is_some() {
+            self.round.counted -= 1;
+            self.round.left -= 1;
+        }
     }
 
     /// The batch that left at `sent_at` is acknowledged.
     pub fn acknowledged(&mut self, gateway: usize, bytes: usize, sent_at: Duration, now: Duration) {
-        self.ends(gateway, bytes, now);
-        self.of(gateway).moved_at = now;
+        self.ends(gateway, bytes);
+        let to = self.of(gateway);
+        (to.moved_at, to.loses) = (now, false);
         self.acknowledged_at = now;
         self.mean_wait = (self.mean_wait * (WAIT_MEAN_OF - 1) + now.saturating_sub(sent_at)) / WAIT_MEAN_OF;
+        self.is_over_for(gateway, sent_at, now);
     }
 
-    /// A batch got lost.
-    pub fn lost(&mut self, gateway: usize, bytes: usize, now: Duration) {
-        self.ends(gateway, bytes, now);
+    /// The batch that left at `sent_at` got lost.
+    pub fn lost(&mut self, gateway: usize, bytes: usize, sent_at: Duration, now: Duration) {
+        self.ends(gateway, bytes);
+        self.of(gateway).loses = true;
+        self.is_over_for(gateway, sent_at, now);
     }
 
     /// Batches that were closed together are about to leave. Those that were closed because they were full, before
-    /// [`next_round`](OnTheWay::next_round), are no round of their own.
+    /// [`next_round`](OnTheWay::next_round), are no round, nor part of the one before: it would never be over.
     pub fn begin_round(&mut self, now: Duration) {
-        if now >= self.next_round() {
-            self.round = Round { number: self.round.number + 1, began: now, ..Round::default() };
+        self.round.is_leaving = now >= self.next_round();
+        if self.round.is_leaving {
+            let Round { number, began, half_at, counted, .. } = self.round;
+            let ended = if counted == 0 { began } else { half_at.unwrap_or(now) };
+            self.round = Round {
+                number: number + 1,
+                began: now,
+                previous_began: began,
+                previous_half: ended.saturating_sub(began),
+                is_leaving: true,
+                moved_at: now,
+                ..Round::default()
+            };
         }
     }
 
     /// Before this time another round would only wait in the brokers' queues. It may be sooner once
     /// [`round_is_open`](OnTheWay::round_is_open) no longer holds.
     pub fn next_round(&self) -> Duration {
-        let Round { began, counted, half_at, .. } = self.round;
+        let Round { began, counted, half_at, previous_half, moved_at, .. } = self.round;
         match half_at {
-            _ if counted == 0 => began,
-            Some(half_at) => half_at + (half_at.saturating_sub(began) * ROUND_PAUSE).min(PAUSE_MAX),
-            None => began.max(self.acknowledged_at) + PAUSE_MAX,
+            // Nobody moves: as long after it as a round would be.
+            _ if counted == 0 => began + (self.mean_wait * (1 + ROUND_PAUSE)).min(PAUSE_MAX),
+            Some(half_at) => {
+                let half = half_at.saturating_sub(began).min(previous_half);
+                half_at + (half * ROUND_PAUSE).min(PAUSE_MAX)
+            }
+            None => moved_at + PAUSE_MAX,
         }
     }
 
@@ -148,17 +184,22 @@ impl OnTheWay {
         &mut self.gateways[gateway]
     }
 
-    fn ends(&mut self, gateway: usize, bytes: usize, now: Duration) {
+    fn ends(&mut self, gateway: usize, bytes: usize) {
         self.count -= 1;
         self.bytes -= bytes;
-        let number = self.round.number;
-        let to = self.of(gateway);
-        to.count -= 1;
-        if to.count == 0 && to.round == number {
-            self.round.left -= 1;
-            if self.round.left <= self.round.counted / 2 {
-                self.round.half_at.get_or_insert(now);
-            }
+        self.of(gateway).count -= 1;
+    }
+
+    /// A batch of the gateway is no longer on the way: the round waits for the gateway no more, if it was of the round.
+    fn is_over_for(&mut self, gateway: usize, sent_at: Duration, now: Duration) {
+        let Round { number, began, .. } = self.round;
+        if sent_at < began || self.of(gateway).round.take_if(|round| *round == number).is_none() {
+            return;
+        }
+        self.round.moved_at = now;
+        self.round.left -= 1;
+        if self.round.left <= self.round.counted / 2 {
+            self.round.half_at.get_or_insert(now);
         }
     }
 }
@@ -177,35 +218,65 @@ mod tests {
         gateways.for_each(|gateway| way.leaves(gateway, 10, ms(at_ms)));
     }
 
+    /// A round of these gateways, each of which is acknowledged after so long.
+    fn even_round(way: &mut OnTheWay, gateways: std::ops::Range<usize>, at_ms: u64, wait_ms: u64) {
+        round(way, gateways.clone(), at_ms);
+        gateways.for_each(|gateway| way.acknowledged(gateway, 10, ms(at_ms), ms(at_ms + wait_ms)));
+    }
+
     #[test]
     fn a_round_begins_after_half_of_the_last_one_and_twice_as_long() {
         let mut way = OnTheWay::new(100, 1_000);
         assert_eq!((way.next_round(), way.round_is_open()), (ms(0), false), "nothing to wait for");
+        even_round(&mut way, 0..4, 50, 7);
+        assert_eq!(way.next_round(), ms(57), "there was none before: it may be a stumble");
         round(&mut way, 0..4, 100);
         way.acknowledged(2, 10, ms(100), ms(102));
         assert_eq!((way.next_round(), way.round_is_open()), (ms(1_102), true), "something moves");
-        way.acknowledged(0, 10, ms(100), ms(107));
-        assert_eq!((way.next_round(), way.round_is_open()), (ms(121), false));
+        way.acknowledged(0, 10, ms(100), ms(106));
+        assert_eq!((way.next_round(), way.round_is_open()), (ms(118), false));
         way.acknowledged(1, 10, ms(100), ms(900));
-        assert_eq!(way.next_round(), ms(121), "the slower half does not count");
+        assert_eq!(way.next_round(), ms(118), "the slower half does not count");
+        round(&mut way, 1..3, 1_000);
+        way.lost(2, 10, ms(1_000), ms(1_004));
+        assert_eq!(way.next_round(), ms(1_012), "what is lost is not on the way either");
+    }
 
-        // One that is closed before that, because it is full, changes nothing.
-        round(&mut way, 0..1, 120);
-        assert_eq!(way.next_round(), ms(121));
-        round(&mut way, 1..3, 121);
-        assert!(way.round_is_open());
-        way.lost(2, 10, ms(131));
-        assert_eq!(way.next_round(), ms(151), "what is lost is not on the way either");
+    #[test]
+    fn one_that_stumbles_is_not_waited_for_three_times() {
+        let mut way = OnTheWay::new(100, 1_000);
+        even_round(&mut way, 0..4, 0, 3);
+        even_round(&mut way, 0..4, 50, 3);
+        even_round(&mut way, 0..4, 100, 500);
+        assert_eq!(way.next_round(), ms(606));
+        even_round(&mut way, 0..4, 606, 500);
+        assert_eq!(way.next_round(), ms(2_106), "it is slow");
+    }
+
+    #[test]
+    fn full_batches_in_between_do_not_put_off_the_next_round() {
+        let mut way = OnTheWay::new(100, 1_000);
+        even_round(&mut way, 0..2, 50, 10);
+        even_round(&mut way, 0..2, 100, 10);
+        for at_ms in 111..130 {
+            even_round(&mut way, 0..1, at_ms, 0);
+            assert_eq!((way.next_round(), way.round_is_open()), (ms(130), false));
+        }
+        // Nor do they keep one open that waits for somebody else.
+        round(&mut way, 1..2, 130);
+        even_round(&mut way, 0..1, 1_000, 0);
+        assert_eq!((way.next_round(), way.round_is_open()), (ms(1_130), true));
     }
 
     #[test]
     fn a_slow_round_is_waited_for_as_long_as_it_moves_and_then_not_much_longer() {
         let mut way = OnTheWay::new(100, 1_000);
-        round(&mut way, 0..4, 0);
-        way.acknowledged(0, 10, ms(0), ms(900));
-        assert_eq!(way.next_round(), ms(1_900));
-        way.acknowledged(1, 10, ms(0), ms(1_800));
-        assert_eq!(way.next_round(), ms(2_800));
+        even_round(&mut way, 0..4, 0, 1_800);
+        round(&mut way, 0..4, 2_000);
+        way.acknowledged(0, 10, ms(2_000), ms(2_900));
+        assert_eq!(way.next_round(), ms(3_900));
+        way.acknowledged(1, 10, ms(2_000), ms(3_800));
+        assert_eq!(way.next_round(), ms(4_800));
     }
 
     #[test]
@@ -214,10 +285,29 @@ mod tests {
         round(&mut way, 0..1, 0);
         assert_eq!((way.next_round(), way.round_is_open()), (PAUSE_MAX, true));
         round(&mut way, 0..1, 1_000);
-        assert_eq!((way.next_round(), way.round_is_open()), (ms(1_000), false), "nobody is counted");
-        round(&mut way, 0..2, 1_005);
-        way.acknowledged(1, 10, ms(1_005), ms(1_008));
-        assert_eq!(way.next_round(), ms(1_014), "the other one's pace");
+        assert!(way.round_is_open(), "it might have moved in the round before");
+        round(&mut way, 0..1, 2_000);
+        assert_eq!((way.next_round(), way.round_is_open()), (ms(2_000), false), "nobody is counted");
+        (0..3).for_each(|sent| way.lost(0, 10, ms(sent * 1_000), ms(10_000)));
+        round(&mut way, 0..2, 11_000);
+        way.acknowledged(1, 10, ms(11_000), ms(11_003));
+        assert_eq!(way.next_round(), ms(11_003), "the other one's pace, though the first has nothing on the way");
+        acknowledge(&mut way, 0, 5, 12_000);
+        round(&mut way, 0..1, 12_000);
+        assert!(way.round_is_open(), "it is back");
+    }
+
+    /// They have something on the way all the time, and set the pace nevertheless.
+    #[test]
+    fn brokers_that_are_always_busy_are_waited_for() {
+        let mut way = OnTheWay::new(100, 1_000);
+        round(&mut way, 0..2, 0);
+        for at_ms in (1_000..10_000).step_by(1_000) {
+            round(&mut way, 0..2, at_ms);
+            assert!(way.round_is_open());
+            (0..2).for_each(|gateway| way.acknowledged(gateway, 10, ms(at_ms - 1_000), ms(at_ms + 500)));
+            assert!(way.round_is_open(), "that was of the round before");
+        }
     }
 
     #[test]
@@ -230,7 +320,7 @@ mod tests {
         (1..4).for_each(|gateway| way.leaves(gateway, 10, ms(12)));
         assert!(way.round_is_open());
         way.acknowledged(1, 10, ms(12), ms(20));
-        assert_eq!(way.next_round(), ms(40));
+        assert_eq!((way.next_round(), way.round_is_open()), (ms(20), false));
     }
 
     #[test]
@@ -241,7 +331,7 @@ mod tests {
         assert!(way.has_room(40) && !way.has_room(41));
         way.leaves(1, 10, ms(0));
         assert!(!way.has_room(0));
-        way.lost(0, 60, ms(1));
+        way.lost(0, 60, ms(0), ms(1));
         assert!(way.has_room(90) && !way.has_room(91));
     }
 
@@ -251,7 +341,7 @@ mod tests {
         round(&mut way, 0..2, 0);
         for _ in 0..10 {
             way.leaves(2, 10, ms(1));
-            way.stays(2, 10, ms(1));
+            way.stays(2, 10);
         }
         assert!(way.round_is_open());
         assert_eq!((way.count, way.bytes, way.round.counted, way.round.left), (2, 20, 2, 2));
@@ -283,11 +373,15 @@ mod tests {
         let mut way = OnTheWay::new(10, 1_000_000);
         (0..7).for_each(|_| way.leaves(0, 10, ms(0)));
         assert!(way.is_open(0), "nobody hears of anything");
-        (0..100).for_each(|_| acknowledge(&mut way, 1, 2_000, 2_000));
-        acknowledge(&mut way, 1, 2_000, 7_900);
+        (0..100).for_each(|_| acknowledge(&mut way, 1, 1_000, 2_000));
+        acknowledge(&mut way, 1, 1_000, 3_900);
         assert!(way.is_open(0));
-        acknowledge(&mut way, 1, 2_000, 8_000);
+        acknowledge(&mut way, 1, 1_000, 4_000);
         assert!(!way.is_open(0), "four times as long as the others wait");
+        (0..100).for_each(|_| acknowledge(&mut way, 1, 2_000, 4_900));
+        assert!(way.is_open(0));
+        acknowledge(&mut way, 1, 2_000, 5_000);
+        assert!(!way.is_open(0), "before its batches are lost anyhow");
     }
 
     #[test]
@@ -298,7 +392,7 @@ mod tests {
         assert!(way.is_open(0));
         (0..2).for_each(|_| way.leaves(1, 10, ms(5_000)));
         assert!(!way.is_open(0));
-        way.lost(1, 10, ms(5_000));
+        way.lost(1, 10, ms(5_000), ms(5_000));
         assert!(way.is_open(0));
     }
 }

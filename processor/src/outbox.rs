@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 const BATCHES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A producer looks at all its topics whenever one of them has something to send or an answer: with a thousand that was half of
-/// what sending cost. So gateways beyond so many get another producer, up to so many producers.
+/// what sending cost. So gateways beyond so many get another producer, up to so many producers of all engines together.
 const GATEWAYS_OF_A_PRODUCER: usize = 128;
 const PRODUCERS_MAX: usize = 8;
 /// Losses are told in the log at most so often.
@@ -35,6 +35,7 @@ pub(crate) struct Outbox {
     config: ClientConfig,
     /// As many as were needed so far.
     producers: Vec<ThreadedProducer<Deliveries>>,
+    producers_max: usize,
     deliveries: Deliveries,
 }
 
@@ -69,7 +70,7 @@ impl ProducerContext for Deliveries {
         match result {
             Ok(record) => self.on_the_way().acknowledged(sent.gateway, record.payload_len(), sent.at, now),
             Err((error, record)) => {
-                self.on_the_way().lost(sent.gateway, record.payload_len(), now);
+                self.on_the_way().lost(sent.gateway, record.payload_len(), sent.at, now);
                 let bytes = record.payload().unwrap_or_default();
                 self.remember(sent.gateway, bytes, record.topic(), &error.to_string());
             }
@@ -120,10 +121,16 @@ impl Shared {
 impl Outbox {
     /// One of so many of this process. Its clock begins at `started_at`.
     pub fn new(kafka: &Kafka, outboxes: usize, started_at: Instant) -> Result<Outbox, KafkaError> {
-        Outbox::with_room(kafka, (BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024), started_at)
+        let room = ((BATCHES_MAX / outboxes).max(1), (BYTES_MAX / outboxes).max(1024));
+        Outbox::with_room(kafka, room, (PRODUCERS_MAX / outboxes).max(1), started_at)
     }
 
-    fn with_room(kafka: &Kafka, count_max: usize, bytes_max: usize, started_at: Instant) -> Result<Outbox, KafkaError> {
+    fn with_room(
+        kafka: &Kafka,
+        (count_max, bytes_max): (usize, usize),
+        producers_max: usize,
+        started_at: Instant,
+    ) -> Result<Outbox, KafkaError> {
         let mut config = kafka.writer_config();
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
@@ -140,12 +147,12 @@ impl Outbox {
         }));
         // One to begin with: what is wrong with the settings shows at the start.
         let producers = vec![config.create_with_context(deliveries.clone())?];
-        Ok(Outbox { config, producers, deliveries })
+        Ok(Outbox { config, producers, producers_max, deliveries })
     }
 
     /// That of a gateway.
     fn producer(&mut self, gateway: usize) -> Result<&ThreadedProducer<Deliveries>, KafkaError> {
-        let number = gateway / GATEWAYS_OF_A_PRODUCER % PRODUCERS_MAX;
+        let number = gateway / GATEWAYS_OF_A_PRODUCER % self.producers_max;
         while self.producers.len() <= number {
             self.producers.push(self.config.create_with_context(self.deliveries.clone())?);
         }
@@ -189,10 +196,10 @@ impl Outbox {
         let sent = self.producer(gateway).and_then(|producer| producer.send(record).map_err(|(error, _)| error));
         if let Err(error) = sent {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
-                self.deliveries.on_the_way().stays(gateway, bytes, now);
+                self.deliveries.on_the_way().stays(gateway, bytes);
                 return false;
             }
-            self.deliveries.on_the_way().lost(gateway, bytes, now);
+            self.deliveries.on_the_way().lost(gateway, bytes, now, now);
             self.deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
             return true;
         }
@@ -274,7 +281,8 @@ mod tests {
     #[test]
     fn there_is_no_room_when_the_queue_is_full() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let mut outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
+        let mut outbox =
+            Outbox::with_room(&nobody, (100, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("a producer");
         assert!((0..100).all(|_| outbox.send("t", &batch_to(0, 5))));
         assert!(!outbox.send("t", &batch_to(1, 6)));
         assert_eq!(outbox.take_unacknowledged(usize::MAX).len(), 0, "it was kept for later");
@@ -286,7 +294,8 @@ mod tests {
     #[test]
     fn a_gateway_whose_broker_is_away_leaves_room_to_the_others() {
         let nobody = Kafka::embedded_at("127.0.0.1:1".to_owned(), "");
-        let mut outbox = Outbox::with_room(&nobody, 100, BYTES_MAX, Instant::now()).expect("a producer");
+        let mut outbox =
+            Outbox::with_room(&nobody, (100, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("a producer");
         let deliveries = outbox.deliveries.clone();
         let mut send = |gateway, viewer| assert!(outbox.send("t", &batch_to(gateway, viewer)));
         let moves = |gateway, after| {
@@ -313,7 +322,7 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
-        let mut outbox = Outbox::with_room(&kafka, 5, BYTES_MAX, Instant::now()).expect("a producer");
+        let mut outbox = Outbox::with_room(&kafka, (5, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("a producer");
         for _ in 0..4 {
             (0..5).for_each(|_| assert!(outbox.send("t", &batch_to(0, 5))));
             outbox.flush(Duration::from_secs(30));
@@ -326,7 +335,7 @@ mod tests {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("creates the topic");
         let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
-        let mut outbox = Outbox::with_room(&kafka, 10, BYTES_MAX, Instant::now()).expect("producers");
+        let mut outbox = Outbox::with_room(&kafka, (10, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("producers");
         let gateways = (0..PRODUCERS_MAX + 1).map(|number| u32::try_from(number * GATEWAYS_OF_A_PRODUCER));
         let gateways: Vec<u32> = gateways.collect::<Result<_, _>>().expect("few");
         assert!(gateways.iter().all(|gateway| outbox.send("t", &batch_to(*gateway, 5))));

@@ -16,6 +16,8 @@ const HEADS_OF_A_GATEWAY: usize = 400;
 const HEADS_ENOUGH_MIN: usize = 8_192;
 /// Half of what an encoder can hold, so that one more turn has room.
 const HEADS_FULL: usize = HEADS_MAX / 2;
+/// Of all open batches, encoded; in memory moves take about half of that, and snapshots as much.
+const OPEN_BYTES_FULL: usize = 128 * 1024 * 1024;
 
 /// A record for the topic of one gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(crate) struct Packing {
     encoder: BatchEncoder,
     /// By index of the gateway.
     open: Vec<Notes>,
+    /// Of all of them.
+    open_bytes: usize,
     /// When the first of the notices came in that wait.
     since: Option<Duration>,
     interval: Duration,
@@ -46,7 +50,16 @@ impl Packing {
     pub fn new(codec: &Codec<FriendMovedBatch>) -> Packing {
         let (encoder, open, epochs) = (BatchEncoder::new(codec), Vec::new(), BTreeMap::new());
         let (interval, no_sooner_than) = (batch_interval(0, false), Duration::ZERO);
-        Packing { encoder, open, since: None, interval, enough: HEADS_ENOUGH_MIN, no_sooner_than, epochs }
+        Packing {
+            encoder,
+            open,
+            open_bytes: 0,
+            since: None,
+            interval,
+            enough: HEADS_ENOUGH_MIN,
+            no_sooner_than,
+            epochs,
+        }
     }
 
     /// The flush interval follows the number of gateways, and whether there is more to do than can be done.
@@ -98,8 +111,11 @@ impl Packing {
                 self.open.resize_with(index + 1, Notes::default);
             }
             let notes = &mut self.open[index];
+            let before = notes.bytes();
             write(&mut self.encoder, notes, section, to.viewer, notice);
+            self.open_bytes += notes.bytes() - before;
             if notes.bytes() >= BATCH_BYTES_MAX {
+                self.open_bytes -= notes.bytes();
                 closed.push(Batch { gateway: to.gateway, bytes: self.encoder.finish(notes, now) });
             }
         }
@@ -123,17 +139,19 @@ impl Packing {
             }
         }
         self.encoder.forget();
+        self.open_bytes = 0;
         self.since = None;
     }
 
     /// So much waits that no more should be decided before the next batches are closed.
     pub fn is_full(&self) -> bool {
-        self.encoder.heads() >= HEADS_FULL
+        self.encoder.heads() >= HEADS_FULL || self.open_bytes >= OPEN_BYTES_FULL
     }
 
     /// When the next batches are due.
     pub fn next_due(&self) -> Option<Duration> {
-        let interval = if self.encoder.heads() >= self.enough { Duration::ZERO } else { self.interval };
+        let is_enough = self.encoder.heads() >= self.enough || self.is_full();
+        let interval = if is_enough { Duration::ZERO } else { self.interval };
         self.since.map(|since| (since + interval).max(self.no_sooner_than))
     }
 }
@@ -162,6 +180,7 @@ mod tests {
     use super::*;
     use nearby_engine::Address;
     use nearby_schemas::Place;
+    use nearby_schemas::batch::{SeenFriend, ViewerSnapshot};
 
     const NOW: TimestampMs = TimestampMs(7);
 
@@ -265,6 +284,28 @@ mod tests {
         assert!(packing.is_full());
         assert_eq!(due(&mut packing, 4).len(), 50);
         assert!(!packing.is_full());
+    }
+
+    #[test]
+    fn it_is_full_by_bytes_too() {
+        let (updated_at, distance_dm) = (TimestampMs(i64::MAX), i32::MAX);
+        let friend =
+            SeenFriend { friend: UserId(i64::MAX), lat_e7: i32::MAX, lon_e7: i32::MAX, updated_at, distance_dm };
+        let snapshot = ViewerSnapshot { viewer: UserId(5), place: None, friends: vec![friend; 10_000] };
+        let mut packing = Packing::new(&Codec::new());
+        let mut gateways = 0;
+        while !packing.is_full() {
+            let to = Address { gateway: GatewayIndex(gateways), partition: 0, viewer: UserId(5) };
+            assert!(
+                pack(&mut packing, vec![Notice::Snapshot { to, snapshot: Box::new(snapshot.clone()) }], 3).is_empty()
+            );
+            gateways += 1;
+        }
+        assert_eq!(packing.next_due(), Some(Duration::from_millis(3)));
+        let closed = due(&mut packing, 3);
+        let bytes: usize = closed.iter().map(|batch| batch.bytes.len()).sum();
+        assert!(bytes > OPEN_BYTES_FULL / 2 && bytes < OPEN_BYTES_FULL + BATCH_BYTES_MAX, "{bytes}");
+        assert!(!packing.is_full() && packing.next_due().is_none());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 
 /// What `nearby` sets itself, or relies on as it is, with librdkafka's other names for the same.
-const OURS: [&str; 35] = [
+const OURS: [&str; 36] = [
     "acks",
     "allow.auto.create.topics",
     "auto.commit.enable",
@@ -27,6 +27,7 @@ const OURS: [&str; 35] = [
     "enable.idempotence",
     "enable.partition.eof",
     "fetch.queue.backoff.ms",
+    "fetch.wait.max.ms",
     "group.id",
     "group.instance.id",
     "group.protocol",
