@@ -88,16 +88,7 @@ impl Drive {
                 self.act(&mut actions, broken);
                 continue;
             }
-            let (next_round, is_open) = self.outbox.next_round();
-            self.decider.send_no_sooner_than(next_round);
-            let due = self.decider.next_due().map_or(next_tick, |due| next_tick.min(self.started_at + due));
-            let patience = match due.saturating_duration_since(now) {
-                _ if unfinished => Duration::ZERO,
-                patience if self.decider.reads_older() || (is_open && self.decider.next_due().is_some()) => {
-                    patience.min(PATIENT_INTERVAL)
-                }
-                patience => patience,
-            };
+            let patience = if unfinished { Duration::ZERO } else { self.patience(next_tick) };
             if !self.take_wakes(inbox, patience, &mut actions) {
                 break;
             }
@@ -136,6 +127,19 @@ impl Drive {
             self.send_waiting();
         }
         self.outbox.end(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    /// How long it may wait for wakes.
+    fn patience(&mut self, next_tick: Instant) -> Duration {
+        let (next_round, is_open) = self.outbox.next_round();
+        self.decider.send_no_sooner_than(next_round);
+        let due = self.decider.next_due();
+        let wanted = due.map_or(next_tick, |due| next_tick.min(self.started_at + due));
+        let patience = wanted.saturating_duration_since(Instant::now());
+        if self.decider.reads_older() || (is_open && due.is_some()) {
+            return patience.min(PATIENT_INTERVAL);
+        }
+        patience
     }
 
     /// More is decided than the brokers can take: nothing more is, for now.
