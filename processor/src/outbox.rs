@@ -11,7 +11,7 @@ use nearby_schemas::UserId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
 use nearby_service::kafka::Kafka;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Message};
 use std::collections::BTreeSet;
@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Batches and their bytes on the way from one process: a second's worth of a slow broker with a thousand gateways, which serves
-/// their topics in no fair order. With four times as much some batches waited for longer than the delivery timeout.
+/// their topics in no fair order. With four times as much some batches waited for longer than the delivery timeout. Less than the queue
+/// of any one producer holds: the room is that of all together, and [`OnTheWay`] alone gives it.
 const BATCHES_MAX: usize = 4_096;
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A producer looks at all its topics whenever one of them has something to send or an answer: with a thousand that was half of
@@ -135,8 +136,6 @@ impl Outbox {
         // Batches are packed already: waiting for more would only add latency, and compressing them costs more than all else
         // (`make bench`). Where the network is dearer, `--kafka-property compression.codec=lz4` says so.
         config.set("linger.ms", "0");
-        config.set("queue.buffering.max.messages", count_max.to_string());
-        config.set("queue.buffering.max.kbytes", (bytes_max / 1024).to_string());
         let deliveries = Deliveries(Arc::new(Shared {
             codec: kafka.codecs.codec(),
             unacknowledged: Mutex::default(),
@@ -195,10 +194,6 @@ impl Outbox {
             BaseRecord::with_opaque_to(topic, sent).partition(0).payload(&batch.bytes);
         let sent = self.producer(gateway).and_then(|producer| producer.send(record).map_err(|(error, _)| error));
         if let Err(error) = sent {
-            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
-                self.deliveries.on_the_way().stays(gateway, bytes);
-                return false;
-            }
             self.deliveries.on_the_way().lost(gateway, bytes, now, now);
             self.deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
             return true;
@@ -254,14 +249,12 @@ mod tests {
     use nearby_schemas::batch_encoder::{BatchEncoder, Notes};
     use nearby_schemas::{Epoch, TimestampMs};
     use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     #[test]
     fn tells_that_its_producer_has_failed_for_good() {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        cluster.create_topic("t", 1, 1).expect("creates the topic");
-        let brokers = cluster.bootstrap_servers();
-        let kafka = Kafka::embedded_at(brokers, "");
+        let (cluster, kafka) = a_broker();
         let mut outbox = Outbox::new(&kafka, 1, Instant::now()).expect("a producer");
         let send = |outbox: &mut Outbox| {
             outbox.send("t", &Batch { gateway: GatewayIndex(0), bytes: Vec::new() });
@@ -319,9 +312,7 @@ mod tests {
 
     #[test]
     fn what_is_acknowledged_makes_room() {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        cluster.create_topic("t", 1, 1).expect("creates the topic");
-        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        let (_cluster, kafka) = a_broker();
         let mut outbox = Outbox::with_room(&kafka, (5, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("a producer");
         for _ in 0..4 {
             (0..5).for_each(|_| assert!(outbox.send("t", &batch_to(0, 5))));
@@ -332,9 +323,7 @@ mod tests {
 
     #[test]
     fn many_gateways_share_the_room_and_not_the_producer() {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        cluster.create_topic("t", 1, 1).expect("creates the topic");
-        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        let (_cluster, kafka) = a_broker();
         let mut outbox = Outbox::with_room(&kafka, (10, BYTES_MAX), PRODUCERS_MAX, Instant::now()).expect("producers");
         let gateways = (0..PRODUCERS_MAX + 1).map(|number| u32::try_from(number * GATEWAYS_OF_A_PRODUCER));
         let gateways: Vec<u32> = gateways.collect::<Result<_, _>>().expect("few");
@@ -343,6 +332,14 @@ mod tests {
         assert_eq!(outbox.producers.len(), PRODUCERS_MAX);
         outbox.flush(Duration::from_secs(30));
         assert!(outbox.deliveries.on_the_way().is_empty());
+    }
+
+    /// With a topic `t`.
+    fn a_broker() -> (MockCluster<'static, DefaultProducerContext>, Kafka) {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("creates the topic");
+        let kafka = Kafka::embedded_at(cluster.bootstrap_servers(), "");
+        (cluster, kafka)
     }
 
     fn lost(viewers: &[(u32, i64)]) -> BTreeSet<(GatewayIndex, UserId)> {

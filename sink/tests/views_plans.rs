@@ -137,12 +137,7 @@ async fn a_stretch_by_two_processes_has_the_rows_of_the_view() {
         assert_eq!(halves, 2, "{function}\n{}", plan.join("\n"));
         let rows = |from: &str| format!("select * from nearby.{from}");
         let (between, all) = (rows(&format!("{function}({bounds})")), rows(&format!("{view} where {of_the_view}")));
-        let found = postgres.psql(&format!(
-            "select (select count(*) from ({between}) as b), (select count(*) from ({all}) as a), \
-             (select count(*) from ({between} except all {all}) as d), (select count(*) from ({all} except all {between}) as d)"
-        ));
-        let found = found.expect("counts");
-        let counts: Vec<u64> = found.split('|').map(|count| count.parse().expect("a count")).collect();
+        let counts = compared(&postgres, &between, &all);
         assert!(counts[0] > 0 && counts[0] == counts[1] && counts[2] + counts[3] == 0, "{function}: {counts:?}");
     }
 }
@@ -164,16 +159,21 @@ async fn encounters_between_any_two_times_are_those_of_the_view() {
     ] {
         let between = format!("select * from nearby.encounters_between('{from}', '{to}')");
         let view = format!("select * from nearby.encounters where slot >= '{from}' and slot < '{to}'");
-        let found = postgres.psql(&format!(
-            "select (select count(*) > 0 from ({view}) as v), \
-             (select count(*) from ({between} except all {view}) as d), (select count(*) from ({view} except all {between}) as d)"
-        ));
-        let expected = if some { "t|0|0" } else { "f|0|0" };
-        assert_eq!(found.expect("counts"), expected, "from {from} to {to}");
+        let counts = compared(&postgres, &between, &view);
+        assert_eq!((counts[1] > 0, counts[2], counts[3]), (some, 0, 0), "from {from} to {to}");
     }
     let unknown = "select count(*) from nearby.encounters_between(null, 'infinity')";
     assert_eq!(postgres.psql(unknown).expect("a count"), "0");
     postgres.psql("truncate nearby.location_history").expect("no history");
     let of_nothing = "select count(*) from nearby.encounters_between('-infinity', 'infinity')";
     assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
+}
+
+/// How many rows two queries have, and how many only the first and only the second.
+fn compared(postgres: &Postgres, one: &str, other: &str) -> Vec<u64> {
+    let found = postgres.psql(&format!(
+        "select (select count(*) from ({one}) as a), (select count(*) from ({other}) as a), \
+         (select count(*) from ({one} except all {other}) as a), (select count(*) from ({other} except all {one}) as a)"
+    ));
+    found.expect("counts").split('|').map(|count| count.parse().expect("a count")).collect()
 }
