@@ -1,7 +1,9 @@
 //! CPU time of processes and of their threads, from `/proc`.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::process::{Command, Stdio};
 
 /// Linux counts it in hundredths of a second, on every machine that it runs on today (`getconf CLK_TCK`).
 const TICKS_PER_S: f64 = 100.0;
@@ -75,6 +77,45 @@ pub fn resident_bytes_of_family(pid: u32) -> anyhow::Result<u64> {
     // A child may have ended in the meantime.
     let children = children_of(pid)?.into_iter().map(|child| proportional(child).unwrap_or_default());
     Ok(proportional(pid)? + children.sum::<u64>())
+}
+
+/// For as long as it lives, one process has the first core of the machine for itself as far as this process and some others are concerned:
+/// these have the other cores. With a single core, nothing is done.
+pub struct Apart {
+    cores: usize,
+}
+
+impl Apart {
+    /// From now on.
+    pub fn new(alone: u32, others: &[u32]) -> anyhow::Result<Apart> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        if cores > 1 {
+            run_on("0", alone)?;
+            others
+                .iter()
+                .copied()
+                .chain([std::process::id()])
+                .try_for_each(|pid| run_on(&format!("1-{}", cores - 1), pid))?;
+        }
+        Ok(Apart { cores })
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        // The processes beside it end with their bench; this one goes on.
+        if self.cores > 1 {
+            run_on(&format!("0-{}", self.cores - 1), std::process::id()).ok();
+        }
+    }
+}
+
+/// All threads of a process run on these cores only (`taskset` of util-linux), and those that it starts.
+fn run_on(cores: &str, pid: u32) -> anyhow::Result<()> {
+    let mut taskset = Command::new("taskset");
+    taskset.args(["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()]).stdout(Stdio::null());
+    ensure!(taskset.status().context("run taskset")?.success(), "process {pid} could not be bound to cores {cores}");
+    Ok(())
 }
 
 fn bytes_in(text: &str, name: &str) -> anyhow::Result<u64> {

@@ -1,6 +1,7 @@
 //! A socket of bytes, for what no client library sends (broken heads, broken frames), and for clients that read no more of what they
 //! get than they have to, and count the bytes.
 
+use std::io::Read;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -105,6 +106,15 @@ impl Raw {
         Ok(chunk[..size].to_vec())
     }
 
+    /// From now on it is looked into when somebody wants to, and nobody is woken for what comes.
+    ///
+    /// # Errors
+    /// If the runtime does not let go of it.
+    pub fn unwatched(self) -> anyhow::Result<Unwatched> {
+        let stream = self.stream.into_std().context("take the socket from the runtime")?;
+        Ok(Unwatched { stream, unread: self.unread, chunk: vec![0; READ_BYTES] })
+    }
+
     /// The next text of a WebSocket; pings are answered.
     pub async fn text(&mut self) -> anyhow::Result<Vec<u8>> {
         loop {
@@ -174,6 +184,50 @@ impl Raw {
             read => read.context("read")?,
         };
         self.bytes_in += self.unread.len() - before;
+        Ok(())
+    }
+}
+
+/// A WebSocket that nobody is woken for: it is looked into now and then. Pings are not answered.
+#[derive(Debug)]
+pub struct Unwatched {
+    stream: std::net::TcpStream,
+    unread: Vec<u8>,
+    chunk: Vec<u8>,
+}
+
+impl Unwatched {
+    /// Tells of all texts that have come, in order.
+    ///
+    /// # Errors
+    /// If the socket was closed.
+    pub fn texts(&mut self, mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        loop {
+            match self.stream.read(&mut self.chunk) {
+                Ok(0) => bail!("the connection ended"),
+                Ok(read) => {
+                    self.unread.extend_from_slice(&self.chunk[..read]);
+                    if read < READ_BYTES {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("read"),
+            }
+        }
+        let mut unread = self.unread.as_slice();
+        while let Some((first, header, length)) = header(unread)
+            && let Some(payload) = unread.get(header..header + length)
+        {
+            match first {
+                _ if first == FIN | TEXT => each(payload),
+                _ if first == FIN | PING => {}
+                _ => bail!("the socket was closed: {}", String::from_utf8_lossy(payload)),
+            }
+            unread = &unread[header + length..];
+        }
+        let read = self.unread.len() - unread.len();
+        self.unread.drain(..read);
         Ok(())
     }
 }
