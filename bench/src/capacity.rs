@@ -1,17 +1,20 @@
 //! The costs that `nearby capacity` plans with, measured one by one; and what it says of three other loads, beside what they take.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, start_broker};
 use crate::cpu;
 use crate::edge::Edge;
+use crate::least_squares;
 use crate::pipeline::{self, Cost, Load, Processor, Served};
 use crate::sink;
 use crate::sockets;
 use crate::workload::World;
 use anyhow::{Context, ensure};
 use nearby_client::{Api, Connection, Heard};
+use nearby_e2e::kafka;
 use nearby_e2e::nearby::Nearby;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -21,16 +24,21 @@ const MANY_USERS: u32 = 1_000_000;
 const FRIENDS: u32 = 40;
 /// Below this nobody is near.
 const RADIUS_NOBODY_M: u32 = 1;
+const HEARERS: usize = 2;
 /// Steady rates: some costs are a second's, the others a report's.
 const SLOW_PER_S: u64 = 50_000;
 const FAST_PER_S: u64 = 150_000;
+/// Of what costs little: hearing alone.
+const FAR_APART_PER_S: [u64; 2] = [SLOW_PER_S, 300_000];
 /// A rate of its own, for what is predicted.
 const CHECKED_PER_S: u64 = 100_000;
 /// Every batch of a gateway takes a request.
 const FEW_GATEWAYS: usize = 2;
 const MANY_GATEWAYS: usize = 400;
-const WARM_UP: Duration = Duration::from_secs(15);
-const STEADY: Duration = Duration::from_secs(15);
+/// The broker's virtual machine compiles what runs often, and only then: one broker serves all loads, and has worked for a while before.
+const BROKER_WARM_UP: Duration = Duration::from_secs(25);
+const WARM_UP: Duration = Duration::from_secs(3);
+const STEADY: Duration = Duration::from_secs(7);
 /// Lists of so many users, with so many friends, are weighed.
 const LISTS: u32 = 200_000;
 const LIST_FRIENDS: u32 = 400;
@@ -42,6 +50,7 @@ const RESTORED: Duration = Duration::from_secs(5);
 const ROWS: usize = 300_000;
 /// A prediction that is further off is wrong.
 const OFF_MAX: f64 = 0.25;
+const BATCHES: &str = "thousand batches";
 /// IPv4, TCP with its timestamps, on Ethernet, of a frame and of the acknowledgement of two.
 const PACKET_BYTES: f64 = 66.0 * 1.5;
 
@@ -59,76 +68,159 @@ pub struct Settings {
 /// Measures, writes, and compares.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut measured = settings.coefficients.clone();
+    let mut bench = Bench::start().await?;
     if !settings.check_only {
         // Costs that do not predict are not kept.
         measured.set_extension("new");
-        let coefficients = measure().await?;
+        let coefficients = measure(&mut bench).await?;
         let text = serde_json::to_string_pretty(&coefficients).context("the costs as JSON")?;
         println!("{text}");
         std::fs::write(&measured, text + "\n")?;
     }
-    check(&measured.display().to_string()).await?;
+    check(&mut bench, &measured.display().to_string()).await?;
     if !settings.check_only {
         std::fs::rename(&measured, &settings.coefficients)?;
     }
     Ok(())
 }
 
-async fn cost(load: Load, gateways: usize, rate_per_s: u64) -> anyhow::Result<Cost> {
-    let mut served = Served::start(&load, gateways).await?;
-    // The broker's virtual machine compiles what runs often, and only then.
-    served.warm_up(rate_per_s, WARM_UP).await?;
-    let cost = served.cost(rate_per_s, STEADY).await?;
-    served.end()?;
-    println!("  {load}, {gateways} gateways, {rate_per_s} reports/s: {cost:.3?}");
-    Ok(cost)
+/// Loads on one broker, one after the other.
+struct Bench {
+    broker: Arc<kafka::Kafka>,
+    loads: usize,
 }
 
-/// What costs by the second, in CPU-seconds, and what by the report, in CPU-microseconds.
+/// A load that was measured.
 #[derive(Clone, Copy)]
-struct Line {
-    each_second: f64,
-    each_report: f64,
+struct Run {
+    load: Load,
+    gateways: usize,
+    rate_per_s: f64,
+    cost: Cost,
 }
 
-impl Line {
-    /// Through the costs of a report at both rates.
-    fn through(slow_us: f64, fast_us: f64) -> Line {
-        let (slow, fast) = (SLOW_PER_S as f64, FAST_PER_S as f64);
-        let each_report = (fast_us * fast - slow_us * slow) / (fast - slow);
-        Line { each_second: (slow_us - each_report) * slow * 1e-6, each_report }
+impl Bench {
+    async fn start() -> anyhow::Result<Bench> {
+        let mut bench = Bench { broker: start_broker().await?, loads: 0 };
+        let cluster = bench.cluster(MANY_GATEWAYS / 10).await?;
+        let mut served = Served::start(&Load::W, cluster).await?;
+        served.warm_up(SLOW_PER_S, BROKER_WARM_UP / 2).await?;
+        served.warm_up(FAST_PER_S, BROKER_WARM_UP / 2).await?;
+        served.end()?;
+        Ok(bench)
+    }
+
+    async fn cluster(&mut self, gateways: usize) -> anyhow::Result<Cluster> {
+        self.loads += 1;
+        Cluster::on(Arc::clone(&self.broker), &format!("load{}.", self.loads), gateways).await
+    }
+
+    async fn run(&mut self, load: Load, gateways: usize, rates_per_s: &[u64]) -> anyhow::Result<Vec<Run>> {
+        let mut served = Served::start(&load, self.cluster(gateways).await?).await?;
+        let mut runs = Vec::new();
+        for rate_per_s in rates_per_s {
+            served.warm_up(*rate_per_s, WARM_UP).await?;
+            let cost = served.cost(*rate_per_s, STEADY).await?;
+            println!("  {load}, {gateways} gateways, {rate_per_s} reports/s: {cost:.3?}");
+            runs.push(Run { load, gateways, rate_per_s: *rate_per_s as f64, cost });
+        }
+        served.end()?;
+        Ok(runs)
     }
 }
 
-async fn measure() -> anyhow::Result<Value> {
+impl Run {
+    fn processors(&self) -> f64 {
+        self.load.processors as f64
+    }
+
+    fn engines(&self) -> f64 {
+        self.processors() * self.load.engine_threads as f64
+    }
+
+    /// CPU-microseconds a report of what costs a CPU-second a second.
+    fn second_us(&self) -> f64 {
+        1e6 / self.rate_per_s
+    }
+
+    /// Looks at a friend for each report: those who have its user as one, and, for a viewer, its own.
+    fn tests(&self) -> f64 {
+        f64::from(self.load.friends) * (self.load.connected + 1.0)
+    }
+
+    /// How much of each of the broker's costs is in a report: two by the second, two by the report, then notices and requests.
+    fn broker_parts(&self) -> [f64; 6] {
+        let requests = self.cost.batches + pipeline::REQUESTS_PER_S as f64 / self.rate_per_s;
+        let (second_us, processors) = (self.second_us(), self.processors());
+        [second_us, processors * second_us, 1.0, processors, self.cost.notices, requests]
+    }
+
+    /// And of the processors' but for reading: one by the second, one for each engine, then looks, notices and batches.
+    fn processor_parts(&self) -> [f64; 5] {
+        [self.processors() * self.second_us(), self.engines(), self.tests(), self.cost.notices, self.cost.batches]
+    }
+
+    /// Seconds between two batches of a gateway from an engine.
+    fn interval_s(&self) -> f64 {
+        self.engines() * self.gateways as f64 / (self.cost.batches * self.rate_per_s)
+    }
+}
+
+/// In CPU-microseconds, but for the factor.
+struct ProcessorCosts {
+    awake: f64,
+    hear: f64,
+    test: f64,
+    tell: f64,
+    batch: f64,
+    cache: f64,
+}
+
+impl ProcessorCosts {
+    /// From loads with few viewers and one with many.
+    fn of(runs: &[Run], large: &Run, read: f64) -> ProcessorCosts {
+        let took = |run: &Run| run.cost.processors_us - run.processors() * read;
+        let [awake, hear, test, tell, batch] =
+            least_squares::fit(&runs.iter().map(|run| (run.processor_parts(), took(run))).collect::<Vec<_>>());
+        let [awakes, hears, tests, tells, batches] = large.processor_parts();
+        let but_join = awakes * awake + hears * hear + batches * batch;
+        ProcessorCosts {
+            awake,
+            hear: read + hear,
+            test,
+            tell,
+            batch,
+            cache: (took(large) - but_join) / (tests * test + tells * tell),
+        }
+    }
+}
+
+async fn measure(bench: &mut Bench) -> anyhow::Result<Value> {
     let of = |users, friends| Load { users, friends, ..Load::W };
     println!("what a report costs, in CPU-microseconds");
     let nobody = Load { connected: 0.0, ..of(USERS, 0) };
-    let heard = [cost(nobody, FEW_GATEWAYS, SLOW_PER_S).await?, cost(nobody, FEW_GATEWAYS, FAST_PER_S).await?];
-    let twice = Load { processors: 2, ..nobody };
-    let twice = [cost(twice, FEW_GATEWAYS, SLOW_PER_S).await?, cost(twice, FEW_GATEWAYS, FAST_PER_S).await?];
+    let both = [SLOW_PER_S, FAST_PER_S];
+    let mut runs = bench.run(nobody, FEW_GATEWAYS, &FAR_APART_PER_S).await?;
+    let read = runs[1].cost.reading_us;
+    runs.extend(bench.run(Load { processors: HEARERS, ..nobody }, FEW_GATEWAYS, &FAR_APART_PER_S).await?);
     let far = Load { radius_m: RADIUS_NOBODY_M, ..of(USERS, FRIENDS) };
-    let tested = cost(far, FEW_GATEWAYS, FAST_PER_S).await?;
-    let few = cost(of(USERS, FRIENDS), FEW_GATEWAYS, FAST_PER_S).await?;
-    let large = cost(of(MANY_USERS, FRIENDS), FEW_GATEWAYS, FAST_PER_S).await?;
-    let few_slow = cost(of(USERS, FRIENDS), FEW_GATEWAYS, SLOW_PER_S).await?;
-    let many = cost(of(USERS, FRIENDS), MANY_GATEWAYS, SLOW_PER_S).await?;
+    runs.extend(bench.run(far, FEW_GATEWAYS, &[FAST_PER_S]).await?);
+    let few = bench.run(of(USERS, FRIENDS), FEW_GATEWAYS, &both).await?;
+    let many = bench.run(of(USERS, FRIENDS), MANY_GATEWAYS, &both).await?;
+    runs.extend_from_slice(&few);
+    runs.extend_from_slice(&many);
+    let large = bench.run(of(MANY_USERS, FRIENDS), FEW_GATEWAYS, &[FAST_PER_S]).await?[0];
 
-    let through = |of: fn(&Cost) -> f64| Line::through(of(&heard[0]), of(&heard[1]));
-    let (processor, broker) = (through(|cost| cost.processors_us), through(|cost| cost.broker_us));
-    let second_reader = |at: usize| twice[at].broker_us - heard[at].broker_us;
-    let reader = Line::through(second_reader(0), second_reader(1));
-    // Two loads with as many notices, and very different numbers of batches.
-    let of_batch = |of: fn(&Cost) -> f64| (of(&many) - of(&few_slow)) / (many.batches - few_slow.batches);
-    let (batch, request) = (of_batch(|cost| cost.processors_us), of_batch(|cost| cost.broker_us));
-    // Both have a notice of the reporter's own place; a report tests its friends, and as a viewer's all of those again.
-    let tell = (few.processors_us - tested.processors_us) / (few.notices - tested.notices);
-    let own_place = tested.notices * tell + tested.batches * batch;
-    let test = (tested.processors_us - heard[1].processors_us - own_place) / f64::from(2 * FRIENDS);
-    let cache = (large.processors_us - heard[1].processors_us) / (few.processors_us - heard[1].processors_us);
-    let notice = (few.broker_us - heard[1].broker_us - few.batches * request) / few.notices;
+    let processor = ProcessorCosts::of(&runs, &large, read);
+    runs.push(large);
+    let broker =
+        least_squares::fit(&runs.iter().map(|run| (run.broker_parts(), run.cost.broker_us)).collect::<Vec<_>>());
+    let [broker_awake, reader, report_taken, report_read, notice, request] = broker;
 
-    let memory = memory().await?;
+    let (round, round_gateway_core) = rounds(&few, &many)?;
+    let notice_bytes = runs[runs.len() - 2].cost.notice_bytes;
+
+    let memory = memory(bench.cluster(1).await?).await?;
     let (frames, frame) = sockets::gateway_sends(SOCKETS, SOCKETS_TIME).await?;
     let socket_bytes = sockets::idle_bytes(10 * SOCKETS).await?;
     let report = report_cpu_us().await?;
@@ -137,13 +229,15 @@ async fn measure() -> anyhow::Result<Value> {
     Ok(json!({
         "measured": machine()?,
         "processor": {
-            "awake_cpu_s": positive("awake", processor.each_second)?,
-            "hear_cpu_s": positive("hear", processor.each_report)?,
-            "read_cpu_s": positive("read", heard[1].reading_us)?,
-            "test_cpu_s": positive("test", test)?,
-            "tell_cpu_s": positive("tell", tell)?,
-            "batch_cpu_s": positive("batch", batch)?,
-            "cache_factor": positive("cache", cache)?,
+            "awake_cpu_s": fitted(processor.awake),
+            "hear_cpu_s": fitted(processor.hear),
+            "read_cpu_s": positive("read", read)?,
+            "test_cpu_s": fitted(processor.test),
+            "tell_cpu_s": fitted(processor.tell),
+            "batch_cpu_s": fitted(processor.batch),
+            "round_s": fitted(round),
+            "round_gateway_core_s": fitted(round_gateway_core),
+            "cache_factor": positive("cache", processor.cache)?,
             "base_bytes": memory.base.round(),
             "list_bytes": positive("a list", memory.list)?,
             "index_bytes": positive("the index", memory.index)?,
@@ -151,14 +245,14 @@ async fn measure() -> anyhow::Result<Value> {
             "restore_cpu_s": positive("restore", memory.restore_us)?,
         },
         "broker": {
-            "awake_cpu_s": positive("awake", broker.each_second - reader.each_second)?,
-            "reader_cpu_s": positive("a reader", reader.each_second)?,
-            "report_cpu_s": positive("a report", broker.each_report - reader.each_report)?,
-            "read_cpu_s": positive("reading", reader.each_report)?,
-            "notice_cpu_s": positive("a notice", notice)?,
-            "request_cpu_s": positive("a request", request)?,
+            "awake_cpu_s": fitted(broker_awake),
+            "reader_cpu_s": fitted(reader),
+            "report_cpu_s": fitted(report_taken),
+            "read_cpu_s": fitted(report_read),
+            "notice_cpu_s": fitted(notice),
+            "request_cpu_s": fitted(request),
             "report_bytes": positive("a report", pipeline::report_bytes())?,
-            "notice_bytes": positive("a notice", many.notice_bytes)?,
+            "notice_bytes": positive("a notice", notice_bytes)?,
         },
         "gateway": {
             "frame_cpu_s": positive("a frame", frames.cpu_us)?,
@@ -175,17 +269,33 @@ async fn measure() -> anyhow::Result<Value> {
     }))
 }
 
+/// Seconds between two batches of a gateway when there are few gateways, and what each gateway adds to it on a single core: more gateways,
+/// longer rounds.
+fn rounds(few: &[Run], many: &[Run]) -> anyhow::Result<(f64, f64)> {
+    let [few, many] = [few, many].map(|runs| runs.iter().map(Run::interval_s).sum::<f64>() / runs.len() as f64);
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    Ok((few, (many - few).max(0.0) / (MANY_GATEWAYS - FEW_GATEWAYS) as f64 * cores))
+}
+
 /// Of a frame that tells of one friend, what is that friend's.
 fn friend_bytes(frame: &str) -> anyhow::Result<f64> {
     let (from, to) = (frame.find("[{").context("a friend")?, frame.find("}]").context("its end")?);
     Ok((to - from) as f64)
 }
 
+/// Three digits. One of several in a sum may be too small to be seen.
+fn fitted(cost: f64) -> f64 {
+    if cost <= 0.0 {
+        return 0.0;
+    }
+    let digits = 10_f64.powi(2 - cost.log10().floor() as i32);
+    (cost * digits).round() / digits
+}
+
 /// Three digits. Costs are differences of runs: one that is none was not measured.
 fn positive(what: &str, cost: f64) -> anyhow::Result<f64> {
     ensure!(cost.is_finite() && cost > 0.0, "the cost of {what} came out as {cost}: the machine was not quiet");
-    let digits = 10_f64.powi(2 - cost.log10().floor() as i32);
-    Ok((cost * digits).round() / digits)
+    Ok(fitted(cost))
 }
 
 struct Memory {
@@ -198,27 +308,35 @@ struct Memory {
 }
 
 /// Resident memory of processors that hold more and more.
-async fn memory() -> anyhow::Result<Memory> {
+async fn memory(cluster: Cluster) -> anyhow::Result<Memory> {
     let mut world = World::new(MANY_USERS, CENTRES);
-    let cluster = Cluster::start(1).await?;
     let (base, base_s) = resident(&cluster).await?;
     cluster.report_all(&world).await?;
-    let (known, known_s) = resident(&cluster).await?;
-    let lists: Vec<Vec<u32>> = (0..LISTS).map(|user| world.acquaintances(user, LIST_FRIENDS)).collect();
-    cluster.write_lists(&lists).await?;
+    let (known, _) = resident(&cluster).await?;
+    let mut friends_of = |users: std::ops::Range<u32>| -> Vec<Vec<u32>> {
+        users.map(|user| world.acquaintances(user, LIST_FRIENDS)).collect()
+    };
+    let count = |lists: &[Vec<u32>]| lists.iter().map(Vec::len).sum::<usize>() as f64;
+    // From some lists to more of them: what a start takes once, and the system does not get back, is no list's.
+    let (some, more) = (friends_of(0..LISTS / 2), friends_of(LISTS / 2..LISTS));
+    cluster.write_lists(0, &some).await?;
+    let (with_some, with_some_s) = resident(&cluster).await?;
+    cluster.write_lists(LISTS / 2, &more).await?;
     let (with_lists, with_lists_s) = resident(&cluster).await?;
     cluster.open_sessions(LISTS).await?;
     let (connected, _) = resident(&cluster).await?;
-    let friends = lists.iter().map(Vec::len).sum::<usize>() as f64;
     println!(
-        "  memory: {base} bytes, {known} with places, {with_lists} with lists, {connected} with sessions; {base_s}, {known_s}, {with_lists_s} s"
+        "  memory: {base} bytes, {known} with places, {with_some} with some lists, {with_lists} with all, {connected} with sessions; {base_s}, {with_some_s}, {with_lists_s} s"
     );
+    let (some, more) = (count(&some), count(&more));
+    let list = (with_lists - with_some) / more;
+    let slot = (known - base) / f64::from(MANY_USERS);
     Ok(Memory {
-        base,
-        slot: (known - base) / f64::from(MANY_USERS),
-        list: (with_lists - known) / friends,
-        index: (connected - with_lists) / friends,
-        restore_us: (with_lists_s - known_s) / friends * 1e6,
+        base: base + (with_some - known - some * list).max(0.0),
+        slot,
+        list,
+        index: (connected - with_lists) / (some + more),
+        restore_us: (with_lists_s - with_some_s) / more * 1e6,
     })
 }
 
@@ -268,7 +386,7 @@ async fn report_cpu_us() -> anyhow::Result<f64> {
 }
 
 /// Three loads that no cost was measured with.
-async fn check(coefficients: &str) -> anyhow::Result<()> {
+async fn check(bench: &mut Bench, coefficients: &str) -> anyhow::Result<()> {
     let load = |users, friends| Load { users, friends, ..Load::W };
     let loads = [
         (load(20_000, 40), 100),
@@ -278,13 +396,15 @@ async fn check(coefficients: &str) -> anyhow::Result<()> {
     let mut far_off = Vec::new();
     println!("\npredictions, beside what was measured; CPU-seconds per million reports");
     for (load, gateways) in loads {
-        let measured = cost(load, gateways, CHECKED_PER_S).await?;
+        let measured = bench.run(load, gateways, &[CHECKED_PER_S]).await?[0].cost;
         let predicted = predict(coefficients, &load, gateways, measured)?;
-        let measured = [("processors", measured.processors_us), ("broker", measured.broker_us)];
+        let measured =
+            [("processors", measured.processors_us), ("broker", measured.broker_us), (BATCHES, measured.batches * 1e3)];
         for ((what, measured), predicted) in measured.into_iter().zip(predicted) {
             let off = predicted / measured - 1.0;
-            println!("    {what:<12} predicted {predicted:.2}, measured {measured:.2}: {:+.0} %", off * 100.0);
-            if off.abs() > OFF_MAX {
+            println!("    {what:<18} predicted {predicted:.2}, measured {measured:.2}: {:+.0} %", off * 100.0);
+            // Batches are no end in themselves: what they cost is in the other two.
+            if what != BATCHES && off.abs() > OFF_MAX {
                 far_off.push(format!("{what} of {load}, {gateways} gateways"));
             }
         }
@@ -294,7 +414,7 @@ async fn check(coefficients: &str) -> anyhow::Result<()> {
 }
 
 /// What `nearby capacity` says of processors and of the broker, which here has neither sinks nor gateways to read from it.
-fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> anyhow::Result<[f64; 2]> {
+fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> anyhow::Result<[f64; 3]> {
     // Without the notice of the reporter's own place.
     let near = ((measured.notices - load.connected) / f64::from(load.friends) / load.connected).clamp(1e-6, 1.0);
     let interval_s = f64::from(load.users) * load.connected / CHECKED_PER_S as f64;
@@ -308,6 +428,7 @@ fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> 
         ("--gateways", gateways.to_string()),
         ("--processors", load.processors.to_string()),
         ("--replicas", "1".to_owned()),
+        ("--cores", std::thread::available_parallelism()?.to_string()),
         ("--coefficients", coefficients.to_owned()),
     ];
     let flags = settings.iter().flat_map(|(flag, value)| [*flag, value.as_str()]);
@@ -317,11 +438,15 @@ fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> 
     ensure!(status.success(), "{}", nearby.stderr());
     let plan: Value = serde_json::from_str(&nearby.stdout().join("\n"))?;
     let figure = |path: &str| plan.pointer(path).and_then(Value::as_f64).with_context(|| format!("no {path}"));
-    // The bench writes reports many in a request.
-    let cores = figure("/broker_cost/awake_cores")?
+    // The bench writes reports in few requests.
+    let costs: Value = serde_json::from_str(&std::fs::read_to_string(coefficients)?)?;
+    let request_us = costs.pointer("/broker/request_cpu_s").and_then(Value::as_f64).context("what a request costs")?;
+    let cores = pipeline::REQUESTS_PER_S as f64 * request_us / 1e6
+        + figure("/broker_cost/awake_cores")?
         + figure("/broker_cost/taken_cores")?
         + figure("/broker_cost/reader_cores")? * load.processors as f64;
-    Ok([figure("/processor_cpu_s_per_million_reports")?, cores / CHECKED_PER_S as f64 * 1e6])
+    let each = |per_s: f64| per_s / CHECKED_PER_S as f64 * 1e6;
+    Ok([figure("/processor_cpu_s_per_million_reports")?, each(cores), each(figure("/batches_per_s")?) / 1e3])
 }
 
 fn machine() -> anyhow::Result<String> {

@@ -12,6 +12,7 @@ use nearby_service::kafka::Kafka;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub const PARTITIONS: i32 = 16;
@@ -22,27 +23,31 @@ const TOPICS_AT_ONCE: usize = 100;
 const RECORDS_AT_ONCE: usize = 5_000;
 
 pub struct Cluster {
-    pub broker: kafka::Kafka,
+    pub broker: Arc<kafka::Kafka>,
     pub kafka: Kafka,
+    pub prefix: String,
     pub appender: Appender,
     pub gateways: Vec<GatewayId>,
 }
 
 impl Cluster {
-    /// A broker with our topics, and with so many gateways that are alive as long as the runtime is.
+    /// A broker of its own with our topics, and with so many gateways that are alive as long as the runtime is.
     pub async fn start(gateways: usize) -> anyhow::Result<Cluster> {
-        let broker = tokio::task::spawn_blocking(kafka::Kafka::start).await.context("starting Kafka")??;
-        let brokers = broker.bootstrap();
+        Cluster::on(start_broker().await?, "", gateways).await
+    }
+
+    /// The same on a broker that runs, in topics with a prefix that nobody else has.
+    pub async fn on(broker: Arc<kafka::Kafka>, prefix: &str, gateways: usize) -> anyhow::Result<Cluster> {
         let gateways: Vec<GatewayId> = (0..gateways)
             .map(|number| GatewayId::new(format!("g{number}")))
             .collect::<Result<_, _>>()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        let kafka = Kafka::at(brokers, "");
+        let kafka = Kafka::at(broker.bootstrap(), prefix);
         kafka.create_standing_topics(PARTITIONS).await?;
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;
         let appender = Appender::new(&kafka)?;
-        let cluster = Cluster { broker, kafka, appender, gateways };
+        let cluster = Cluster { broker, kafka, prefix: prefix.to_owned(), appender, gateways };
         cluster.beat().await?;
         let (appender, heartbeats) = (cluster.appender.clone(), cluster.heartbeats());
         tokio::spawn(async move {
@@ -55,8 +60,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The lists of the first users.
-    pub async fn write_lists(&self, friends: &[Vec<u32>]) -> anyhow::Result<()> {
+    /// The lists of as many users, from this one on.
+    pub async fn write_lists(&self, first: u32, friends: &[Vec<u32>]) -> anyhow::Result<()> {
         let lists = Codec::<FriendList>::new();
         let topic = self.kafka.topics.friend_lists();
         let list = |(user, friends): (u32, &Vec<u32>)| {
@@ -64,7 +69,7 @@ impl Cluster {
             let record = FriendList { user_id: user_id(user), friends, changed_at: TimestampMs::now() };
             keyed(&topic, user_id(user), lists.encode(&record))
         };
-        self.write((0..).zip(friends).map(list)).await
+        self.write((first..).zip(friends).map(list)).await
     }
 
     /// A session of each of the first users, spread over the gateways.
@@ -139,6 +144,12 @@ fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
         value: Some(value),
         ..Outgoing::default()
     }
+}
+
+/// A broker, to be shared.
+pub async fn start_broker() -> anyhow::Result<Arc<kafka::Kafka>> {
+    let broker = tokio::task::spawn_blocking(kafka::Kafka::start).await.context("starting Kafka")??;
+    Ok(Arc::new(broker))
 }
 
 /// Creates topics, each with one replica.

@@ -9,6 +9,7 @@ mod cpu;
 mod edge;
 mod history;
 mod latency;
+mod least_squares;
 mod pipeline;
 mod restore;
 mod side_by_side;
@@ -47,6 +48,9 @@ enum Bench {
     /// Gateways of the peer `redis`
     #[command(hide = true)]
     RedisGateways(side_by_side::redis::GatewaySettings),
+    /// Gateway of the peer `tile38`
+    #[command(hide = true)]
+    Tile38Gateway(side_by_side::tile38::GatewaySettings),
     /// What gateways of the peer `streams` read
     #[command(hide = true)]
     StreamsGateways(side_by_side::streams::GatewaySettings),
@@ -94,6 +98,7 @@ async fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::History(settings) => history::run(&settings).await,
         Bench::SideBySide(settings) => side_by_side::run(&settings).await,
         Bench::RedisGateways(settings) => side_by_side::redis::gateways(&settings),
+        Bench::Tile38Gateway(settings) => side_by_side::tile38::gateway(&settings),
         Bench::StreamsGateways(settings) => side_by_side::streams::gateways(&settings),
         Bench::GatewayTopics(settings) => side_by_side::ours::gateways(&settings),
         Bench::Sink(settings) => sink::run(&settings).await,

@@ -25,13 +25,16 @@ const STANDS_STILL_MAX: Duration = Duration::from_secs(8);
 /// Length, attributes, two deltas, two lengths, number of headers (Kafka's record format, version 2).
 const RECORD_BYTES: f64 = 8.0;
 const LAST_BATCHES: Duration = Duration::from_millis(500);
-/// Its name, as far as the system keeps it.
-const READER: &str = "read location-e";
+/// The system keeps so many characters of a thread's name.
+const THREAD_NAME: usize = 15;
 /// Of a load that is called steady.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
 const WARM_UP_PER_S: u64 = 50_000;
 const WARM_UP: Duration = Duration::from_secs(15);
 const REBALANCED: Duration = Duration::from_secs(15);
+/// At a steady rate reports are written in so many requests a second, and handed over so many times.
+pub const REQUESTS_PER_S: usize = 1_000;
+const CHUNKS_PER_S: usize = 1_000;
 const POLL: Duration = Duration::from_millis(50);
 
 /// Settings of `nearby-bench processor`.
@@ -126,7 +129,7 @@ struct Counters {
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     println!("{}", settings.load);
     for gateways in &settings.gateways {
-        let mut served = Served::start(&settings.load, *gateways).await?;
+        let mut served = Served::start(&settings.load, Cluster::start(*gateways).await?).await?;
         println!("\n{gateways} gateways");
         // The broker's virtual machine compiles what runs often, and a topic's first batch is the dearest.
         served.warm_up(WARM_UP_PER_S, WARM_UP).await?;
@@ -169,8 +172,10 @@ impl Processor {
         let listen = format!("127.0.0.1:{port}");
         let (threads, radius_m) = (load.engine_threads.to_string(), load.radius_m.to_string());
         let of_load = ["--engine-threads", &threads, "--radius-m", &radius_m];
+        let (brokers, prefix) = (&cluster.kafka.brokers, &cluster.prefix);
         let arguments =
-            [&["processor", "--brokers", &cluster.kafka.brokers, "--listen", &listen], &of_load[..]].concat();
+            [&["processor", "--brokers", brokers, "--topic-prefix", prefix, "--listen", &listen], &of_load[..]]
+                .concat();
         let mut program = Nearby::start(&arguments, &[])?;
         program.wait_line("ready ", START_LIMIT)?;
         Ok(Processor { program, metrics_url: format!("http://{listen}/metrics") })
@@ -193,17 +198,16 @@ impl Processor {
 }
 
 impl Served {
-    /// A broker with everybody's list, session and place, and processors that have restored it.
-    pub async fn start(load: &Load, gateways: usize) -> anyhow::Result<Served> {
+    /// Everybody's list, session and place, and processors that have restored it.
+    pub async fn start(load: &Load, cluster: Cluster) -> anyhow::Result<Served> {
         let mut world = World::new(load.users, CENTRES);
         let friends = world.friendships(load.friends);
-        Served::of(load, world, &friends, gateways).await
+        Served::of(load, world, &friends, cluster).await
     }
 
     /// The same of people who are there already.
-    pub async fn of(load: &Load, world: World, friends: &[Vec<u32>], gateways: usize) -> anyhow::Result<Served> {
-        let cluster = Cluster::start(gateways).await?;
-        cluster.write_lists(friends).await?;
+    pub async fn of(load: &Load, world: World, friends: &[Vec<u32>], cluster: Cluster) -> anyhow::Result<Served> {
+        cluster.write_lists(0, friends).await?;
         cluster.open_sessions(load.viewers()).await?;
         cluster.report_all(&world).await?;
         let started = (0..load.processors).map(|_| Processor::start(&cluster, load)).collect::<Result<Vec<_>, _>>()?;
@@ -289,7 +293,9 @@ impl Served {
         ensure!(after.counters.unacknowledged <= before.counters.unacknowledged, "batches were lost: {}", self.log());
         let each = |total: f64| total / as_f64(written);
         let (from, to) = (before.counters, after.counters);
-        let reading = |spent: &Spent| spent.threads.get(READER).copied().unwrap_or_default();
+        let mut reader = format!("read {}location-events", self.cluster.prefix);
+        reader.truncate(THREAD_NAME);
+        let reading = |spent: &Spent| spent.threads.get(&reader).copied().unwrap_or_default();
         Ok(Cost {
             processors_us: each(after.processor_s - before.processor_s) * 1e6,
             reading_us: each(reading(&after) - reading(&before)) * 1e6 / as_f64(self.processors.len()),
@@ -324,16 +330,25 @@ impl Served {
     /// Writes reports, at a rate or as fast as possible, for at most so long; how many it wrote.
     fn write(&self, moves: &[Move], rate_per_s: Option<u64>, limit: Duration) -> anyhow::Result<usize> {
         // Not what is measured: the cheapest producer there is.
-        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = ClientConfig::new()
+        let mut config = ClientConfig::new();
+        config
             .set("bootstrap.servers", &self.cluster.kafka.brokers)
             .set("linger.ms", "20")
             .set("queue.buffering.max.messages", "2000000")
-            .set("delivery.report.only.error", "true")
-            .create()?;
+            .set("delivery.report.only.error", "true");
+        let mut together = 1_000;
+        if let Some(rate_per_s) = rate_per_s {
+            // As from many gateways, reports come all the time: not all at once every so often, but a partition's when they fill a request.
+            let rate_per_s = usize::try_from(rate_per_s)?;
+            let a_request = rate_per_s / REQUESTS_PER_S;
+            config.set("linger.ms", "200").set("batch.num.messages", a_request.max(1).to_string());
+            together = (rate_per_s / CHUNKS_PER_S).max(1);
+        }
+        let producer: ThreadedProducer<rdkafka::producer::DefaultProducerContext> = config.create()?;
         let (topic, codec) = (self.cluster.kafka.topics.location_events(), Codec::new());
         let began = Instant::now();
         let mut written = 0;
-        for together in moves.chunks(1_000) {
+        for together in moves.chunks(together) {
             if began.elapsed() >= limit {
                 break;
             }

@@ -32,6 +32,7 @@ pub fn described() -> Vec<(&'static str, String)> {
         ("kafka", kafka_version()),
         ("java", said("java", "-version")),
         ("redis", said("redis-server", "--version")),
+        ("tile38", said("tile38-server", "--version")),
         ("postgres", said("psql", "--version")),
     ];
     found.into_iter().filter(|(_, value)| !value.is_empty()).collect()

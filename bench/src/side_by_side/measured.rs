@@ -60,6 +60,7 @@ pub struct Row {
     pub runs: Vec<Run>,
     /// At the end of the runs, by kind of process.
     pub resident_bytes: Vec<(&'static str, u64)>,
+    /// 0 before it is measured: at that of all.
     pub rate_per_s: u64,
     pub latency: Option<Latency>,
     /// What was told at that rate, and what had to be.
@@ -127,7 +128,8 @@ pub fn measure(
     reports: usize,
     row: Row,
 ) -> anyhow::Result<Row> {
-    let mut row = Row { rate_per_s: settings.rate_per_s, ..row };
+    let rate_per_s = if row.rate_per_s > 0 { row.rate_per_s } else { settings.rate_per_s };
+    let mut row = Row { rate_per_s, ..row };
     // Connecting, and what a virtual machine compiles, happen once.
     let (moves, _) = loads.run(reports, settings.runs + 1);
     driven(peer, &moves, Pace::Fastest)?;
@@ -140,12 +142,12 @@ pub fn measure(
         row.resident_bytes = resident_bytes;
     }
     if settings.latency_s > 0 {
-        let second = usize::try_from(settings.rate_per_s)?;
+        let second = usize::try_from(rate_per_s)?;
         let (moves, truth) = loads.steady(second * (1 + usize::try_from(settings.latency_s)?));
         let before = peer.heard()?.told;
         // Caches and connections are warm after a second at this rate.
         let (first, measured) = moves.split_at(second);
-        let pace = Pace::PerSecond(settings.rate_per_s);
+        let pace = Pace::PerSecond(rate_per_s);
         peer.drive(first, pace)?;
         Latency::take_from(peer.heard_at())?;
         peer.drive(measured, pace)?;

@@ -7,6 +7,7 @@ use super::kafka_driver::{Driver, read_topics};
 use super::loads::Loads;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
+use crate::cluster::Cluster;
 use crate::pipeline::{Load, Served, report_at};
 use crate::workload::{Move, World, gateway_id};
 use anyhow::{Context, ensure};
@@ -50,7 +51,8 @@ pub struct Ours {
 impl Ours {
     pub async fn start(loads: &Loads, gateways: usize, engine_threads: usize) -> anyhow::Result<Ours> {
         let load = Load { users: u32::try_from(loads.users())?, engine_threads, ..Load::W };
-        let served = Served::of(&load, World::at(loads.places.clone()), &loads.friends, gateways).await?;
+        let cluster = Cluster::start(gateways).await?;
+        let served = Served::of(&load, World::at(loads.places.clone()), &loads.friends, cluster).await?;
         let restored = Instant::now();
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
         let brokers = served.cluster.kafka.brokers.clone();

@@ -95,7 +95,7 @@ impl Redis {
             let channel = user_id(*user).to_string();
             command(&mut out, &[b"PUBLISH", channel.as_bytes(), &payload(*place, *due_us)]);
         }
-        self.publisher.stream.write_all(&out)?;
+        self.publisher.send(&out)?;
         for _ in moves {
             self.delivered += self.publisher.next(|reply| match reply {
                 Reply::Integer(count) => Ok(count.cast_unsigned()),
@@ -187,7 +187,7 @@ fn hear(
         let mut out = Vec::new();
         let parts: Vec<&[u8]> = std::iter::once(&b"SUBSCRIBE"[..]).chain(some.iter().map(String::as_bytes)).collect();
         command(&mut out, &parts);
-        connection.stream.write_all(&out)?;
+        connection.send(&out)?;
         for _ in some {
             connection.next(|reply| match reply {
                 Reply::Push([b"subscribe", ..]) => Ok(()),
@@ -214,8 +214,8 @@ fn hear(
     }
 }
 
-/// A connection and what was read of it: `buffer[used..read]` is not yet taken.
-struct Connection {
+/// A connection to whoever speaks Redis' protocol, and what was read of it: `buffer[used..read]` is not yet taken.
+pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
     used: usize,
@@ -223,14 +223,18 @@ struct Connection {
 }
 
 impl Connection {
-    fn open(address: &str) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(address).with_context(|| format!("connecting to Redis at {address}"))?;
+    pub fn open(address: &str) -> anyhow::Result<Connection> {
+        let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream, buffer: vec![0; BUFFER_BYTES], used: 0, read: 0 })
     }
 
+    pub fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        Ok(self.stream.write_all(bytes)?)
+    }
+
     /// The next reply.
-    fn next<T>(&mut self, act: impl Fn(Reply<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub fn next<T>(&mut self, act: impl Fn(Reply<'_>) -> anyhow::Result<T>) -> anyhow::Result<T> {
         loop {
             if let Some((found, length)) = reply(&self.buffer[self.used..self.read])? {
                 self.used += length;
@@ -241,7 +245,7 @@ impl Connection {
     }
 
     /// Waits until more is there, and takes all of it.
-    fn each(&mut self, mut act: impl FnMut(Reply<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub fn each(&mut self, mut act: impl FnMut(Reply<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
         self.more()?;
         while let Some((found, length)) = reply(&self.buffer[self.used..self.read])? {
             act(found)?;
@@ -254,7 +258,7 @@ impl Connection {
         self.buffer.copy_within(self.used..self.read, 0);
         self.read -= std::mem::take(&mut self.used);
         let more = self.stream.read(&mut self.buffer[self.read..])?;
-        ensure!(more > 0, "Redis closed the connection");
+        ensure!(more > 0, "the server closed the connection");
         self.read += more;
         Ok(())
     }

@@ -29,6 +29,10 @@ pub struct Processor {
     pub tell_cpu_s: f64,
     /// CPU-seconds to close and send a million batches.
     pub batch_cpu_s: f64,
+    /// Seconds between two batches of a gateway while there are few gateways, at the least: as fast as a broker takes them.
+    pub round_s: f64,
+    /// Seconds more for each gateway, if brokers had one core.
+    pub round_gateway_core_s: f64,
     /// Tests and notices cost so many times more with a million viewers in a process than with 20,000: the cache.
     pub cache_factor: f64,
     /// Bytes of a process that holds nothing.

@@ -299,10 +299,15 @@ impl Planner<'_> {
         self.viewers * self.load.friends * self.coefficients.processor.index_bytes
     }
 
-    /// A gateway gets a batch of each engine in each interval, or less often if there is nothing to tell.
+    /// A gateway gets a batch of each engine in each interval, or less often if brokers do not take them so fast, or if there is nothing to tell.
     fn batches_per_s(&self, processors: f64) -> f64 {
+        let costs = &self.coefficients.processor;
         let intervals_max = BATCH_INTERVAL_S.1 / BATCH_INTERVAL_S.0;
         let interval_s = BATCH_INTERVAL_S.0 * (self.gateways / BATCH_GATEWAYS).clamp(1.0, intervals_max);
+        // There are at least so many brokers, which take batches at the same time.
+        let broker_cores = self.machines.replicas * self.machines.cores;
+        let round_s = costs.round_s + costs.round_gateway_core_s * self.gateways / broker_cores;
+        let interval_s = interval_s.max(round_s);
         (processors * self.machines.engine_threads * self.gateways / interval_s).min(self.notices_per_s)
     }
 

@@ -14,6 +14,8 @@ fn costs() -> Coefficients {
             test_cpu_s: 0.01,
             tell_cpu_s: 0.1,
             batch_cpu_s: 10.0,
+            round_s: 0.0,
+            round_gateway_core_s: 0.0,
             cache_factor: 2.0,
             base_bytes: 0.0,
             list_bytes: 4.0,
@@ -86,6 +88,21 @@ fn costs_add_up() {
     close(plan.restore_s, 0.04);
     assert_eq!((plan.lists_bytes, plan.index_bytes, plan.known_bytes), (800_000.0, 1_200_000.0, 2_000_000.0));
     assert_eq!(plan.broker.machines, 3.0);
+}
+
+#[test]
+fn batches_are_as_many_as_brokers_take() {
+    let mut costs = costs();
+    (costs.processor.round_s, costs.processor.round_gateway_core_s) = (0.004, 0.012);
+    let batches = |gateways| {
+        let machines = Machines { gateways: Some(gateways), ..machines() };
+        plan(&costs, &load(1_000_000.0), &machines).expect("a plan").batches_per_s
+    };
+    // 24 cores. The interval is 5 ms for one gateway, 12.5 for 100.
+    let close = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+    close(batches(1.0), 1.0 / 0.005);
+    close(batches(10.0), 10.0 / 0.009);
+    close(batches(100.0), 100.0 / 0.054);
 }
 
 #[test]
