@@ -85,7 +85,7 @@ bench: ## What the design has goals for, on a real broker, and this pipeline bes
 	target/release/nearby-bench sink --partitions 4 --reports 300000
 	target/release/nearby-bench sink --delay --partitions 16
 	target/release/nearby-bench capacity
-	$(SIDE_BY_SIDE) --reports 200000 --slow-reports 6000 --latency-s 3 --limits --json target/side-by-side.json --svg target/side-by-side.svg
+	$(SIDE_BY_SIDE) --reports 100000 --slow-reports 6000 --latency-s 3 --limits --json target/side-by-side.json --svg target/side-by-side.svg
 	$(SIDE_BY_SIDE) --workload gowalla,taxis --peers nearby,redis,polling --gateways 2 --reports 200000 --slow-reports 5000 --latency-s 3 \
 	  --json target/side-by-side-recorded.json --svg target/side-by-side-recorded.svg
 	$(SIDE_BY_SIDE) --workload scale --scale-rate-per-s 10000 --json target/side-by-side-scale.json

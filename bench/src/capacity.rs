@@ -1,4 +1,4 @@
-//! The costs that `nearby capacity` plans with, measured one by one; and what it says of three other loads, beside what they take.
+//! The costs that `nearby capacity` plans with, fitted to loads that have some of each; and what it says of three other loads, beside what they take.
 
 use crate::cluster::{Cluster, start_broker};
 use crate::cpu;
@@ -35,6 +35,8 @@ const CHECKED_PER_S: u64 = 100_000;
 /// Every batch of a gateway takes a request.
 const FEW_GATEWAYS: usize = 2;
 const MANY_GATEWAYS: usize = 400;
+/// That of a processor with so many gateways, as in `processor/src/batch_interval.rs`.
+const BATCH_INTERVAL_MAX_S: f64 = 0.050;
 /// The broker's virtual machine compiles what runs often, and only then: one broker serves all loads, and has worked for a while before.
 const BROKER_WARM_UP: Duration = Duration::from_secs(25);
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -42,8 +44,9 @@ const STEADY: Duration = Duration::from_secs(7);
 /// Lists of so many users, with so many friends, are weighed.
 const LISTS: u32 = 200_000;
 const LIST_FRIENDS: u32 = 400;
-const SOCKETS: usize = 1_000;
+const SOCKETS: usize = 10_000;
 const SOCKETS_TIME: Duration = Duration::from_secs(6);
+const REPORTS_IN_BULK: usize = 2_000_000;
 const REPORTERS: i64 = 50;
 const REPORTS_EACH: usize = 2_000;
 const RESTORED: Duration = Duration::from_secs(5);
@@ -127,6 +130,16 @@ impl Bench {
         served.end()?;
         Ok(runs)
     }
+
+    /// CPU-microseconds of the broker to take a report in and to hand it to a processor, many in a request.
+    async fn in_bulk(&mut self, load: Load) -> anyhow::Result<(f64, f64)> {
+        let mut served = Served::start(&load, self.cluster(FEW_GATEWAYS).await?).await?;
+        served.warm_up(SLOW_PER_S, WARM_UP).await?;
+        let (taken, handed) = served.broker_in_bulk_us(REPORTS_IN_BULK).await?;
+        served.end()?;
+        println!("  in bulk: the broker takes a report in for {taken:.3}, and hands it over for {handed:.3}");
+        Ok((taken, handed))
+    }
 }
 
 impl Run {
@@ -148,11 +161,10 @@ impl Run {
         f64::from(self.load.friends) * (self.load.connected + 1.0)
     }
 
-    /// How much of each of the broker's costs is in a report: two by the second, two by the report, then notices and requests.
-    fn broker_parts(&self) -> [f64; 6] {
+    /// How much of each of the broker's costs is in a report, but for those that are measured in bulk: two by the second, then notices and requests.
+    fn broker_parts(&self) -> [f64; 4] {
         let requests = self.cost.batches + pipeline::REQUESTS_PER_S as f64 / self.rate_per_s;
-        let (second_us, processors) = (self.second_us(), self.processors());
-        [second_us, processors * second_us, 1.0, processors, self.cost.notices, requests]
+        [self.second_us(), self.processors() * self.second_us(), self.cost.notices, requests]
     }
 
     /// And of the processors' but for reading: one by the second, one for each engine, then looks, notices and batches.
@@ -178,20 +190,14 @@ struct ProcessorCosts {
 
 impl ProcessorCosts {
     /// From loads with few viewers and one with many.
-    fn of(runs: &[Run], large: &Run, read: f64) -> ProcessorCosts {
+    fn of(runs: &[Run], large: &Run, read: f64) -> anyhow::Result<ProcessorCosts> {
         let took = |run: &Run| run.cost.processors_us - run.processors() * read;
-        let [awake, hear, test, tell, batch] =
-            least_squares::fit(&runs.iter().map(|run| (run.processor_parts(), took(run))).collect::<Vec<_>>());
+        let parts: Vec<_> = runs.iter().map(|run| (run.processor_parts(), took(run))).collect();
+        let [awake, hear, test, tell, batch] = least_squares::fit(&parts)?;
         let [awakes, hears, tests, tells, batches] = large.processor_parts();
         let but_join = awakes * awake + hears * hear + batches * batch;
-        ProcessorCosts {
-            awake,
-            hear: read + hear,
-            test,
-            tell,
-            batch,
-            cache: (took(large) - but_join) / (tests * test + tells * tell),
-        }
+        let cache = (took(large) - but_join) / (tests * test + tells * tell);
+        Ok(ProcessorCosts { awake, hear: read + hear, test, tell, batch, cache })
     }
 }
 
@@ -211,18 +217,17 @@ async fn measure(bench: &mut Bench) -> anyhow::Result<Value> {
     runs.extend_from_slice(&many);
     let large = bench.run(of(MANY_USERS, FRIENDS), FEW_GATEWAYS, &[FAST_PER_S]).await?[0];
 
-    let processor = ProcessorCosts::of(&runs, &large, read);
+    let processor = ProcessorCosts::of(&runs, &large, read)?;
     runs.push(large);
-    let broker =
-        least_squares::fit(&runs.iter().map(|run| (run.broker_parts(), run.cost.broker_us)).collect::<Vec<_>>());
-    let [broker_awake, reader, report_taken, report_read, notice, request] = broker;
-
+    let (taken, handed) = bench.in_bulk(nobody).await?;
+    let took = |run: &Run| run.cost.broker_us - taken - run.processors() * handed;
+    let parts: Vec<_> = runs.iter().map(|run| (run.broker_parts(), took(run))).collect();
+    let [broker_awake, reader, notice, request] = least_squares::fit(&parts)?;
     let (round, round_gateway_core) = rounds(&few, &many)?;
-    let notice_bytes = runs[runs.len() - 2].cost.notice_bytes;
 
     let memory = memory(bench.cluster(1).await?).await?;
     let (frames, frame) = sockets::gateway_sends(SOCKETS, SOCKETS_TIME).await?;
-    let socket_bytes = sockets::idle_bytes(10 * SOCKETS).await?;
+    let socket_bytes = sockets::idle_bytes(SOCKETS).await?;
     let report = report_cpu_us().await?;
     let rows = sink::cost(ROWS).await?;
     let (per_friend, frame) = (friend_bytes(&frame)?, frame.len() as f64);
@@ -247,12 +252,12 @@ async fn measure(bench: &mut Bench) -> anyhow::Result<Value> {
         "broker": {
             "awake_cpu_s": fitted(broker_awake),
             "reader_cpu_s": fitted(reader),
-            "report_cpu_s": fitted(report_taken),
-            "read_cpu_s": fitted(report_read),
+            "report_cpu_s": positive("taking a report", taken)?,
+            "read_cpu_s": positive("handing a report over", handed)?,
             "notice_cpu_s": fitted(notice),
             "request_cpu_s": fitted(request),
             "report_bytes": positive("a report", pipeline::report_bytes())?,
-            "notice_bytes": positive("a notice", notice_bytes)?,
+            "notice_bytes": positive("a notice", many[0].cost.notice_bytes)?,
         },
         "gateway": {
             "frame_cpu_s": positive("a frame", frames.cpu_us)?,
@@ -270,11 +275,14 @@ async fn measure(bench: &mut Bench) -> anyhow::Result<Value> {
 }
 
 /// Seconds between two batches of a gateway when there are few gateways, and what each gateway adds to it on a single core: more gateways,
-/// longer rounds.
+/// longer rounds. Nothing, if the interval that a processor waits anyway hides it.
 fn rounds(few: &[Run], many: &[Run]) -> anyhow::Result<(f64, f64)> {
     let [few, many] = [few, many].map(|runs| runs.iter().map(Run::interval_s).sum::<f64>() / runs.len() as f64);
+    if many < 1.1 * BATCH_INTERVAL_MAX_S {
+        return Ok((few, 0.0));
+    }
     let cores = std::thread::available_parallelism()?.get() as f64;
-    Ok((few, (many - few).max(0.0) / (MANY_GATEWAYS - FEW_GATEWAYS) as f64 * cores))
+    Ok((few, (many - few) / (MANY_GATEWAYS - FEW_GATEWAYS) as f64 * cores))
 }
 
 /// Of a frame that tells of one friend, what is that friend's.
@@ -285,7 +293,7 @@ fn friend_bytes(frame: &str) -> anyhow::Result<f64> {
 
 /// Three digits. One of several in a sum may be too small to be seen.
 fn fitted(cost: f64) -> f64 {
-    if cost <= 0.0 {
+    if cost == 0.0 {
         return 0.0;
     }
     let digits = 10_f64.powi(2 - cost.log10().floor() as i32);
@@ -416,7 +424,7 @@ async fn check(bench: &mut Bench, coefficients: &str) -> anyhow::Result<()> {
 /// What `nearby capacity` says of processors and of the broker, which here has neither sinks nor gateways to read from it.
 fn predict(coefficients: &str, load: &Load, gateways: usize, measured: Cost) -> anyhow::Result<[f64; 3]> {
     // Without the notice of the reporter's own place.
-    let near = ((measured.notices - load.connected) / f64::from(load.friends) / load.connected).clamp(1e-6, 1.0);
+    let near = ((measured.notices - 1.0) / f64::from(load.friends) / load.connected).clamp(1e-6, 1.0);
     let interval_s = f64::from(load.users) * load.connected / CHECKED_PER_S as f64;
     let settings = [
         ("--users", load.users.to_string()),

@@ -14,6 +14,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 
 pub const PARTITIONS: i32 = 16;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -28,10 +29,11 @@ pub struct Cluster {
     pub prefix: String,
     pub appender: Appender,
     pub gateways: Vec<GatewayId>,
+    beating: Option<AbortHandle>,
 }
 
 impl Cluster {
-    /// A broker of its own with our topics, and with so many gateways that are alive as long as the runtime is.
+    /// A broker of its own with our topics, and with so many gateways that are alive as long as it is.
     pub async fn start(gateways: usize) -> anyhow::Result<Cluster> {
         Cluster::on(start_broker().await?, "", gateways).await
     }
@@ -47,16 +49,17 @@ impl Cluster {
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;
         let appender = Appender::new(&kafka)?;
-        let cluster = Cluster { broker, kafka, prefix: prefix.to_owned(), appender, gateways };
+        let mut cluster = Cluster { broker, kafka, prefix: prefix.to_owned(), appender, gateways, beating: None };
         cluster.beat().await?;
         let (appender, heartbeats) = (cluster.appender.clone(), cluster.heartbeats());
-        tokio::spawn(async move {
+        let beating = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(HEARTBEAT_INTERVAL).await;
                 // A broker that has gone ends the bench elsewhere.
                 drop(appender.append(heartbeats.clone().into_iter()).await);
             }
         });
+        cluster.beating = Some(beating.abort_handle());
         Ok(cluster)
     }
 
@@ -143,6 +146,14 @@ fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
         key: Some(user.to_string().into_bytes()),
         value: Some(value),
         ..Outgoing::default()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(beating) = &self.beating {
+            beating.abort();
+        }
     }
 }
 

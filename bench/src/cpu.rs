@@ -2,7 +2,6 @@
 
 use anyhow::{Context, ensure};
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::process::{Command, Stdio};
 
 /// Linux counts it in hundredths of a second, on every machine that it runs on today (`getconf CLK_TCK`).
@@ -79,43 +78,61 @@ pub fn resident_bytes_of_family(pid: u32) -> anyhow::Result<u64> {
     Ok(proportional(pid)? + children.sum::<u64>())
 }
 
-/// For as long as it lives, one process has the first core of the machine for itself as far as this process and some others are concerned:
-/// these have the other cores. With a single core, nothing is done.
+/// For as long as it lives, this process and what it starts run on all its cores but the first, which is for one that is started [alone](Apart::alone).
+/// With a single core nothing is done.
 pub struct Apart {
-    cores: usize,
+    /// As this process had them.
+    cores: Vec<usize>,
 }
 
 impl Apart {
     /// From now on.
-    pub fn new(alone: u32, others: &[u32]) -> anyhow::Result<Apart> {
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        if cores > 1 {
-            run_on("0", alone)?;
-            others
-                .iter()
-                .copied()
-                .chain([std::process::id()])
-                .try_for_each(|pid| run_on(&format!("1-{}", cores - 1), pid))?;
-        }
-        Ok(Apart { cores })
+    pub fn new() -> anyhow::Result<Apart> {
+        let status = std::fs::read_to_string("/proc/self/status").context("the status of this process")?;
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).context("its cores")?;
+        let apart = Apart { cores: cores_in(list.trim()).context(list.to_owned())? };
+        apart.run_on(apart.others())?;
+        Ok(apart)
+    }
+
+    /// Starts a process on the first core.
+    pub fn alone<T>(&self, start: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.run_on(&self.cores[..1])?;
+        let started = start();
+        self.run_on(self.others())?;
+        started
+    }
+
+    fn others(&self) -> &[usize] {
+        if self.cores.len() > 1 { &self.cores[1..] } else { &self.cores }
+    }
+
+    /// All threads of this process (`taskset` of util-linux), and what they start from now on.
+    fn run_on(&self, cores: &[usize]) -> anyhow::Result<()> {
+        let (list, pid) =
+            (cores.iter().map(usize::to_string).collect::<Vec<_>>().join(","), std::process::id().to_string());
+        let mut taskset = Command::new("taskset");
+        taskset.args(["--all-tasks", "--cpu-list", "--pid", &list, &pid]).stdout(Stdio::null());
+        ensure!(taskset.status().context("run taskset")?.success(), "this process could not be bound to cores {list}");
+        Ok(())
     }
 }
 
 impl Drop for Apart {
     fn drop(&mut self) {
-        // The processes beside it end with their bench; this one goes on.
-        if self.cores > 1 {
-            run_on(&format!("0-{}", self.cores - 1), std::process::id()).ok();
-        }
+        // At worst what is measured next has fewer cores.
+        self.run_on(&self.cores).ok();
     }
 }
 
-/// All threads of a process run on these cores only (`taskset` of util-linux), and those that it starts.
-fn run_on(cores: &str, pid: u32) -> anyhow::Result<()> {
-    let mut taskset = Command::new("taskset");
-    taskset.args(["--all-tasks", "--cpu-list", "--pid", cores, &pid.to_string()]).stdout(Stdio::null());
-    ensure!(taskset.status().context("run taskset")?.success(), "process {pid} could not be bound to cores {cores}");
-    Ok(())
+/// Of a list as the kernel writes it: `0-3,8`.
+fn cores_in(list: &str) -> Option<Vec<usize>> {
+    let mut cores = Vec::new();
+    for range in list.split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cores.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
+    }
+    Some(cores)
 }
 
 fn bytes_in(text: &str, name: &str) -> anyhow::Result<u64> {
@@ -134,4 +151,16 @@ fn seconds(stat: &str) -> anyhow::Result<(String, f64)> {
     let kind = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').trim_end();
     // utime and stime, the 14th and 15th of all.
     Ok((kind.to_owned(), (ticks(11) + ticks(12)) / TICKS_PER_S))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_read_as_the_kernel_writes_them() {
+        assert_eq!(cores_in("0-2,8,10-11"), Some(vec![0, 1, 2, 8, 10, 11]));
+        assert_eq!(cores_in("5"), Some(vec![5]));
+        assert_eq!(cores_in(""), None);
+    }
 }

@@ -1,6 +1,7 @@
 //! A gateway process of the bench's own, with a broker, an ingest and a processor behind it. Its clients read no more of what they get
 //! than they have to (`nearby_e2e::raw`): the bytes are the server's, whoever the client is.
 
+use crate::cpu::Apart;
 use nearby_e2e::cluster::{Cluster, SECRET, Service};
 use nearby_e2e::ports::free_port;
 use nearby_schemas::{TimestampMs, UserId};
@@ -22,9 +23,22 @@ pub struct Edge {
 impl Edge {
     /// Starts them; the gateway with these flags.
     pub fn start(flags: &[&str]) -> anyhow::Result<Edge> {
+        Edge::start_with(flags, |start| start())
+    }
+
+    /// The same, with the gateway on a core of its own.
+    pub fn start_apart(flags: &[&str], apart: &Apart) -> anyhow::Result<Edge> {
+        Edge::start_with(flags, |start| apart.alone(start))
+    }
+
+    fn start_with(
+        flags: &[&str],
+        start: impl FnOnce(&dyn Fn() -> anyhow::Result<Service>) -> anyhow::Result<Service>,
+    ) -> anyhow::Result<Edge> {
         block_in_place(|| {
             let cluster = Cluster::start("", 0, 1)?;
-            let mut gateway = cluster.start_pusher(&format!("127.0.0.1:{}", free_port()?), flags)?;
+            let listen = format!("127.0.0.1:{}", free_port()?);
+            let mut gateway = start(&|| cluster.start_pusher(&listen, flags))?;
             gateway.wait_ready()?;
             Ok(Edge { cluster, gateway, tokens: Tokens::from_secret(SECRET.as_bytes())? })
         })

@@ -288,9 +288,10 @@ impl Served {
             before.at.elapsed()
         );
         self.wait_for(before.counters.reports + as_f64(written)).await?;
-        tokio::time::sleep(LAST_BATCHES).await;
         let after = self.spent().await?;
-        ensure!(after.counters.unacknowledged <= before.counters.unacknowledged, "batches were lost: {}", self.log());
+        tokio::time::sleep(LAST_BATCHES).await;
+        let unacknowledged = self.counters().await?.unacknowledged;
+        ensure!(unacknowledged <= before.counters.unacknowledged, "batches were lost: {}", self.log());
         let each = |total: f64| total / as_f64(written);
         let (from, to) = (before.counters, after.counters);
         let mut reader = format!("read {}location-events", self.cluster.prefix);
@@ -304,6 +305,21 @@ impl Served {
             batches: each(to.batches - from.batches),
             notice_bytes: (to.batch_bytes - from.batch_bytes) / (to.notices - from.notices),
         })
+    }
+
+    /// CPU-microseconds of the broker to take in a report and to hand it to a processor, when there are as many in a request as go in: reports are
+    /// written as fast as possible while the processors stand still.
+    pub async fn broker_in_bulk_us(&mut self, count: usize) -> anyhow::Result<(f64, f64)> {
+        let moves = self.moves(count);
+        let heard = self.counters().await?.reports;
+        self.signal("STOP")?;
+        let before = self.spent_without_counters()?.broker_s;
+        let written = self.write(&moves, None, STANDS_STILL_MAX)?;
+        let taken = self.spent_without_counters()?.broker_s;
+        self.signal("CONT")?;
+        self.wait_for(heard + as_f64(written)).await?;
+        let read = self.spent_without_counters()?.broker_s;
+        Ok(((taken - before) / as_f64(written) * 1e6, (read - taken) / as_f64(written) * 1e6))
     }
 
     /// Stops all processors, or lets them go on.

@@ -1,6 +1,6 @@
 //! What a connection costs a gateway: the memory of an idle one, and frames a second beside a server that does nothing but send.
 
-use crate::cpu;
+use crate::cpu::{self, Apart};
 use crate::edge::{Edge, STEP};
 use anyhow::{Context, ensure};
 use futures_util::SinkExt;
@@ -37,6 +37,8 @@ const GROUPS: usize = 16;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 /// And those that a group's next move depends on.
 const LOOK_INTERVAL: Duration = Duration::from_micros(200);
+/// What a look takes at once.
+const READ_BYTES: usize = 16 * 1024;
 /// The broker compiles what it does often first.
 const RUN_IN: Duration = Duration::from_secs(6);
 /// Where the friend is before the first step north, of 1e-7 degrees.
@@ -142,17 +144,25 @@ pub struct Figures {
     pub frames_per_s: f64,
     /// CPU time of the server for a frame, in microseconds.
     pub cpu_us: f64,
+    /// So much of its core was busy.
+    pub cores: f64,
 }
 
 impl Figures {
     fn print(&self, who: &str) {
-        println!("  {who:8} {:8.0} frames/s, {:.2} µs of its CPU a frame", self.frames_per_s, self.cpu_us);
+        println!(
+            "  {who:8} {:8.0} frames/s, {:.2} µs of its CPU a frame, {:.0} % of its core busy",
+            self.frames_per_s,
+            self.cpu_us,
+            self.cores * 100.0
+        );
     }
 }
 
 /// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves; also returns a frame.
 pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
-    let edge = Edge::start(&["--flush-ms", "0", "--accept-rate-per-s", "50000"])?;
+    let apart = Apart::new()?;
+    let edge = Edge::start_apart(&["--flush-ms", "0", "--accept-rate-per-s", "50000"], &apart)?;
     let lines = connect(&edge, 1..=sockets).await?;
     let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
@@ -161,8 +171,7 @@ pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Fi
     let seen: Seen = (0..sockets.min(GROUPS)).map(|_| AtomicU64::new(0)).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&seen)));
-    let broker = edge.cluster.kafka.pid().context("a broker")?;
-    let read = read(lines, (edge.gateway.nearby.pid(), &[broker]), time, seen).await;
+    let read = read(lines, edge.gateway.nearby.pid(), time, seen).await;
     stop.store(true, Ordering::Relaxed);
     telling.await??;
     read
@@ -216,23 +225,19 @@ async fn tell(
 pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::Result<Figures> {
     let listen = format!("127.0.0.1:{}", free_port()?);
     let program = std::env::current_exe().context("this program")?;
-    let mut server = Nearby::start_program(&program, &["bare-server", "--listen", &listen, "--frame", frame], &[])?;
+    let apart = Apart::new()?;
+    let arguments = ["bare-server", "--listen", &listen, "--frame", frame];
+    let mut server = apart.alone(|| Nearby::start_program(&program, &arguments, &[]))?;
     server.wait_line("ready", START_LIMIT)?;
     let mut lines = Vec::new();
     for _ in 0..sockets {
         lines.push(Raw::upgrade(&format!("http://{listen}"), "none", STEP).await?);
     }
-    Ok(read(lines, (server.pid(), &[]), time, Seen::from([])).await?.0)
+    Ok(read(lines, server.pid(), time, Seen::from([])).await?.0)
 }
 
-/// Counts what arrives after the running in. The server has a core for itself; this process and the others share the rest.
-async fn read(
-    lines: Vec<Raw>,
-    (server, others): (u32, &[u32]),
-    time: Duration,
-    seen: Seen,
-) -> anyhow::Result<(Figures, String)> {
-    let _apart = cpu::Apart::new(server, others)?;
+/// Counts what arrives after the running in.
+async fn read(lines: Vec<Raw>, server: u32, time: Duration, seen: Seen) -> anyhow::Result<(Figures, String)> {
     let lines = lines.into_iter().map(Raw::unwatched).collect::<anyhow::Result<Vec<_>>>()?;
     let (frames, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (counted, stopped) = (Arc::clone(&frames), Arc::clone(&stop));
@@ -245,17 +250,18 @@ async fn read(
     stop.store(true, Ordering::Relaxed);
     let latest = reading.await??;
     ensure!(count > 0.0, "nothing arrived");
-    let figures = Figures { frames_per_s: count / took.as_secs_f64(), cpu_us: spent / count * 1e6 };
+    let took_s = took.as_secs_f64();
+    let figures = Figures { frames_per_s: count / took_s, cpu_us: spent / count * 1e6, cores: spent / took_s };
     Ok((figures, String::from_utf8(latest).context("a frame is text")?))
 }
 
 /// Counts the frames of all sockets until it is stopped, and returns the last one of the first socket.
 fn look_into(mut lines: Vec<Unwatched>, seen: &Seen, frames: &AtomicU64, stop: &AtomicBool) -> anyhow::Result<Vec<u8>> {
     let (first, others) = lines.split_at_mut(seen.len().max(1));
-    let (mut latest, mut others_at) = (Vec::new(), Instant::now());
+    let (mut latest, mut others_at, mut chunk) = (Vec::new(), Instant::now(), vec![0; READ_BYTES]);
     while !stop.load(Ordering::Relaxed) {
         for (number, line) in first.iter_mut().enumerate() {
-            line.texts(|text| {
+            line.texts(&mut chunk, |text| {
                 frames.fetch_add(1, Ordering::Relaxed);
                 if let Some(seen) = seen.get(number) {
                     seen.store(step_of(text).unwrap_or_default(), Ordering::Relaxed);
@@ -268,7 +274,7 @@ fn look_into(mut lines: Vec<Unwatched>, seen: &Seen, frames: &AtomicU64, stop: &
         if others_at <= Instant::now() {
             others_at = Instant::now() + READ_INTERVAL;
             for line in &mut *others {
-                line.texts(|_| {
+                line.texts(&mut chunk, |_| {
                     frames.fetch_add(1, Ordering::Relaxed);
                 })?;
             }

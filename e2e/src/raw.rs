@@ -112,7 +112,7 @@ impl Raw {
     /// If the runtime does not let go of it.
     pub fn unwatched(self) -> anyhow::Result<Unwatched> {
         let stream = self.stream.into_std().context("take the socket from the runtime")?;
-        Ok(Unwatched { stream, unread: self.unread, chunk: vec![0; READ_BYTES] })
+        Ok(Unwatched { stream, unread: self.unread })
     }
 
     /// The next text of a WebSocket; pings are answered.
@@ -193,21 +193,20 @@ impl Raw {
 pub struct Unwatched {
     stream: std::net::TcpStream,
     unread: Vec<u8>,
-    chunk: Vec<u8>,
 }
 
 impl Unwatched {
-    /// Tells of all texts that have come, in order.
+    /// Tells of all texts that have come, in order; reads as much at once as the buffer holds.
     ///
     /// # Errors
     /// If the socket was closed.
-    pub fn texts(&mut self, mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+    pub fn texts(&mut self, buffer: &mut [u8], mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
         loop {
-            match self.stream.read(&mut self.chunk) {
+            match self.stream.read(buffer) {
                 Ok(0) => bail!("the connection ended"),
                 Ok(read) => {
-                    self.unread.extend_from_slice(&self.chunk[..read]);
-                    if read < READ_BYTES {
+                    self.unread.extend_from_slice(&buffer[..read]);
+                    if read < buffer.len() {
                         break;
                     }
                 }

@@ -37,6 +37,8 @@ pub(crate) struct Outbox {
     /// As many as were needed so far.
     producers: Vec<ThreadedProducer<Deliveries>>,
     producers_max: usize,
+    /// The system gave no further one: those that there are serve all.
+    has_all_producers: bool,
     deliveries: Deliveries,
 }
 
@@ -146,16 +148,22 @@ impl Outbox {
         }));
         // One to begin with: what is wrong with the settings shows at the start.
         let producers = vec![config.create_with_context(deliveries.clone())?];
-        Ok(Outbox { config, producers, producers_max, deliveries })
+        Ok(Outbox { config, producers, producers_max, has_all_producers: false, deliveries })
     }
 
-    /// That of a gateway.
-    fn producer(&mut self, gateway: usize) -> Result<&ThreadedProducer<Deliveries>, KafkaError> {
+    /// That of a gateway, always the same: its batches stay in order.
+    fn producer(&mut self, gateway: usize) -> &ThreadedProducer<Deliveries> {
         let number = gateway / GATEWAYS_OF_A_PRODUCER % self.producers_max;
-        while self.producers.len() <= number {
-            self.producers.push(self.config.create_with_context(self.deliveries.clone())?);
+        while self.producers.len() <= number && !self.has_all_producers {
+            match self.config.create_with_context(self.deliveries.clone()) {
+                Ok(producer) => self.producers.push(producer),
+                Err(error) => {
+                    tracing::warn!(%error, producers = self.producers.len(), "no more producers can be made");
+                    self.has_all_producers = true;
+                }
+            }
         }
-        Ok(&self.producers[number])
+        &self.producers[number % self.producers.len()]
     }
 
     /// Batches that were closed together are about to be sent.
@@ -192,8 +200,7 @@ impl Outbox {
         let sent = Box::new(Sent { gateway, at: now });
         let record: BaseRecord<'_, (), [u8], Box<Sent>> =
             BaseRecord::with_opaque_to(topic, sent).partition(0).payload(&batch.bytes);
-        let sent = self.producer(gateway).and_then(|producer| producer.send(record).map_err(|(error, _)| error));
-        if let Err(error) = sent {
+        if let Err((error, _)) = self.producer(gateway).send(record) {
             self.deliveries.on_the_way().lost(gateway, bytes, now, now);
             self.deliveries.remember(gateway, &batch.bytes, topic, &error.to_string());
             return true;
@@ -332,6 +339,22 @@ mod tests {
         assert_eq!(outbox.producers.len(), PRODUCERS_MAX);
         outbox.flush(Duration::from_secs(30));
         assert!(outbox.deliveries.on_the_way().is_empty());
+    }
+
+    #[test]
+    fn a_producer_that_cannot_be_made_is_done_without() {
+        let (_cluster, kafka) = a_broker();
+        let mut outbox = Outbox::new(&kafka, 1, Instant::now()).expect("a producer");
+        outbox.config.set("linger.ms", "nonsense");
+        let far = u32::try_from(2 * GATEWAYS_OF_A_PRODUCER).expect("few");
+        assert!(outbox.send("t", &batch_to(far, 5)));
+        outbox.flush(Duration::from_secs(30));
+        assert_eq!(outbox.take_unacknowledged(usize::MAX), lost(&[]));
+        assert!(outbox.deliveries.on_the_way().is_empty());
+
+        outbox.config.set("linger.ms", "0");
+        outbox.producer(far as usize);
+        assert_eq!(outbox.producers.len(), 1, "a gateway that changed its producer could be told out of order");
     }
 
     /// With a topic `t`.

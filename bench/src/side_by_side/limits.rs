@@ -20,7 +20,7 @@ pub struct Limit {
     what: &'static str,
     each: &'static str,
     cpu_s_per_million: Figures,
-    /// By the clock, where the loop has the machine for itself.
+    /// By the clock, where the loop has the machine, or a core of it, for itself.
     per_s: Option<Figures>,
 }
 
@@ -42,7 +42,7 @@ pub async fn run(runs: usize) -> anyhow::Result<Vec<Limit>> {
     }
     limits.push(Limit {
         stage: "socket write",
-        what: "tokio-tungstenite, 1,000 sockets, each woken for each frame",
+        what: "tokio-tungstenite on one core, 1,000 sockets, each woken for each frame",
         each: "frame",
         cpu_s_per_million: Figures::new(cpu_us),
         per_s: Some(Figures::new(frames_per_s)),

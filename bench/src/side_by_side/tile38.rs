@@ -1,7 +1,7 @@
 //! A roaming geofence: Tile38 tells of everybody who comes near anybody, and one gateway picks out friends.
 //!
-//! Its fence is a square and it says how far apart two are, so the gateway takes the radius from that. One gateway, because each further
-//! one would hear of every pair again.
+//! Its fence is a square, so the gateway measures once more, between the two places that it is told. One gateway, because each further one
+//! would hear of every pair again.
 
 use super::driver::{Due, Pace, now_us, open_loop};
 use super::heard::{Counters, Heard};
@@ -16,7 +16,7 @@ use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
 use nearby_e2e::process::{Home, Launch, Tied};
 use nearby_schemas::Place;
-use nearby_schemas::nearness::distance_m;
+use nearby_schemas::nearness::{distance_m, to_decimetres};
 use std::collections::HashMap;
 use std::process::Command;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Tile38 {
         let mut program = Command::new("tile38-server");
         program.args(["-h", "127.0.0.1", "-p", &port, "--appendonly", "no", "-d"]).arg(home.path());
         let launch = Launch { command: program, user: None, home: &home, last_signal: "KILL" };
-        let mut server = Tied::start(launch).context("tile38-server is not on the PATH")?;
+        let mut server = Tied::start(launch).context("starting tile38-server, which has to be on the PATH")?;
         let (address, begun) = (format!("127.0.0.1:{port}"), Instant::now());
         let mut setter = loop {
             server.check_running()?;
@@ -215,7 +215,7 @@ pub fn gateway(settings: &GatewaySettings) -> anyhow::Result<()> {
 struct Message {
     mover: u32,
     other: u32,
-    meters: f64,
+    distance_m: f64,
     /// In the square.
     is_nearby: bool,
     /// 0: nobody asks.
@@ -230,18 +230,24 @@ impl Message {
         let (mover, rest) = rest.split_once('"')?;
         let (about_mover, rest) = rest.split_once(":{\"key\":")?;
         let (_, rest) = rest.split_once("\"id\":\"")?;
-        let (other, rest) = rest.split_once('"')?;
-        let (_, meters) = rest.split_once("\"meters\":")?;
+        let (other, about_other) = rest.split_once('"')?;
         let due = |text: &str| text.split(['}', ',']).next()?.parse::<f64>().ok();
         let due_us = about_mover.split_once("\"due\":").map_or(Some(0.0), |(_, text)| due(text))?;
         Some(Message {
             mover: mover.parse().ok()?,
             other: other.parse().ok()?,
-            meters: meters.split('}').next()?.parse().ok()?,
+            distance_m: distance_m(place(about_mover)?, place(about_other)?),
             is_nearby: about_mover.ends_with("\"nearby\""),
             due_us: due_us as i64,
         })
     }
+}
+
+/// Where somebody is, out of a GeoJSON point.
+fn place(json: &str) -> Option<Place> {
+    let (_, rest) = json.split_once("\"coordinates\":[")?;
+    let (lon, lat) = rest.split(']').next()?.split_once(',')?;
+    Place::from_degrees(lat.parse().ok()?, lon.parse().ok()?).ok()
 }
 
 /// Who is a friend of whom, in both directions, and whether they are near each other. Pure.
@@ -262,13 +268,11 @@ impl Pairs {
         let (first, second) = (message.mover.min(message.other), message.mover.max(message.other));
         let mut count = Count::default();
         let Some(was_near) = self.friends.get_mut(&(first, second)) else { return count };
-        let is_near = message.is_nearby && message.meters <= RADIUS_M;
+        let is_near = message.is_nearby && message.distance_m <= RADIUS_M;
         if is_near {
-            let distance_dm = (message.meters * 10.0).round() as i32;
-            count.show(distance_dm);
-            if !*was_near {
-                count.show(distance_dm);
-            }
+            // The one who moved is told, too, if they were apart.
+            let told = if *was_near { 1 } else { 2 };
+            (0..told).for_each(|_| count.show(to_decimetres(message.distance_m)));
         } else if *was_near {
             count.left += 2;
         }
@@ -283,17 +287,24 @@ mod tests {
     use super::*;
     use crate::workload::World;
 
+    /// As a Tile38 of 2026 sends them.
     #[test]
     fn a_message_is_read_with_and_without_a_time() {
-        let start = r#"{"command":"set","group":"66f","detect":"roam","hook":"near","key":"people","time":"2026-11-30T03:00:00.1Z","id":"12","object":{"type":"Point","coordinates":[-73.9,40.7]}"#;
+        let start = r#"{"command":"set","group":"6b0ce4d0686c820337ce825c","detect":"roam","hook":"near","key":"people","time":"2026-11-30T02:52:00.086054418Z","id":"2","object":{"type":"Point","coordinates":[-73.9,40.72]}"#;
         let other =
-            r#"{"key":"people","id":"7","object":{"type":"Point","coordinates":[-73.9,40.8]},"meters":7512.25}}"#;
-        let nearby = Message { mover: 12, other: 7, meters: 7_512.25, is_nearby: true, due_us: 1_764_471_600_000_001 };
-        let with_time = format!("{start},\"fields\":{{\"due\":1764471600000001}},\"nearby\":{other}");
+            r#"{"key":"people","id":"1","object":{"type":"Point","coordinates":[-73.9,40.7]},"meters":2223.898}}"#;
+        let distance_m = distance_m(at(40.72), at(40.7));
+        assert!((distance_m - 2_223.9).abs() < 0.1);
+        let nearby = Message { mover: 2, other: 1, distance_m, is_nearby: true, due_us: 1_764_471_600_000_001 };
+        let with_time = format!(r#"{start},"fields":{{"due":1764471600000001}},"nearby":{other}"#);
         assert_eq!(Message::read(with_time.as_bytes()).as_ref(), Some(&nearby));
-        let left = format!("{start},\"faraway\":{other}");
+        let left = format!(r#"{start},"faraway":{other}"#);
         assert_eq!(Message::read(left.as_bytes()), Some(Message { is_nearby: false, due_us: 0, ..nearby }));
         assert_eq!(Message::read(b"mark"), None);
+    }
+
+    fn at(lat: f64) -> Place {
+        Place::from_degrees(lat, -73.9).expect("on the globe")
     }
 
     /// As Tile38 tells: of whoever is in the square around the new place, and of whoever was in that around the old one.
@@ -315,13 +326,18 @@ mod tests {
                     let place = places[other as usize];
                     let is_nearby = is_in_square(new, place);
                     if is_nearby || is_in_square(old, place) {
-                        told +=
-                            pairs.hear(&Message { mover, other, meters: distance_m(new, place), is_nearby, due_us: 0 });
+                        told += pairs.hear(&Message {
+                            mover,
+                            other,
+                            distance_m: distance_m(new, place),
+                            is_nearby,
+                            due_us: 0,
+                        });
                     }
                 }
             }
         }
-        assert_eq!((told.shown, told.left), (expected.shown, expected.left));
+        assert_eq!(told, expected);
         assert!(told.left > 0, "nobody left: no test");
     }
 }
