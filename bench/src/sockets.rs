@@ -68,6 +68,9 @@ pub struct BareSettings {
     listen: String,
     #[arg(long)]
     frame: String,
+    /// It begins to send when so many have come
+    #[arg(long)]
+    sockets: u64,
 }
 
 /// Prints both.
@@ -226,7 +229,8 @@ pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::
     let listen = format!("127.0.0.1:{}", free_port()?);
     let program = std::env::current_exe().context("this program")?;
     let apart = Apart::new()?;
-    let arguments = ["bare-server", "--listen", &listen, "--frame", frame];
+    let count = sockets.to_string();
+    let arguments = ["bare-server", "--listen", &listen, "--sockets", &count, "--frame", frame];
     let mut server = apart.alone(|| Nearby::start_program(&program, &arguments, &[]))?;
     server.wait_line("ready", START_LIMIT)?;
     let mut lines = Vec::new();
@@ -300,8 +304,11 @@ pub async fn bare_server(settings: &BareSettings) -> anyhow::Result<()> {
     let (round, sent, sockets) =
         (Arc::new(watch::Sender::new(0_u64)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let (rounds, all_sent, counted) = (Arc::clone(&round), Arc::clone(&sent), Arc::clone(&sockets));
-    let (done, mut next) = tokio::sync::mpsc::unbounded_channel();
+    let ((done, mut next), expected) = (tokio::sync::mpsc::unbounded_channel(), settings.sockets);
     tokio::spawn(async move {
+        while counted.load(Ordering::SeqCst) < expected {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
         loop {
             all_sent.store(0, Ordering::SeqCst);
             rounds.send_modify(|round| *round += 1);
