@@ -71,9 +71,8 @@ fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for
 SIDE_BY_SIDE = RECORDED=$(abspath $(RECORDED)) target/release/nearby-bench side-by-side
 
 # Its parts in seconds, without set-up and build, on two cores, in their order (~: reckoned from longer runs, as it has not been run whole):
-# stages 50, processor ~135, with a million users ~95, sockets ~110, latency ~60, sink ~60 and ~30, capacity ~600,
-# W ~480 (345 with 2 and 40 gateways and no limits), recordings ~250, scale ~330: ~2,200, of which capacity is the part to shorten.
-bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: 37 minutes and a build
+# stages 45, processor 120, with a million users 60, sockets 135, latency 45, sink 60 and 30, capacity 540, W ~430, recordings ~220, scale ~300: ~1,990.
+bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: 33 minutes and a build
 	sh e2e/setup.sh
 	sh bench/setup.sh
 	cargo build --release -p nearby -p nearby-bench

@@ -63,8 +63,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The lists of as many users, from this one on.
-    pub async fn write_lists(&self, first: u32, friends: &[Vec<u32>]) -> anyhow::Result<()> {
+    /// The lists of the first users.
+    pub async fn write_lists(&self, friends: &[Vec<u32>]) -> anyhow::Result<()> {
         let lists = Codec::<FriendList>::new();
         let topic = self.kafka.topics.friend_lists();
         let list = |(user, friends): (u32, &Vec<u32>)| {
@@ -72,7 +72,7 @@ impl Cluster {
             let record = FriendList { user_id: user_id(user), friends, changed_at: TimestampMs::now() };
             keyed(&topic, user_id(user), lists.encode(&record))
         };
-        self.write((first..).zip(friends).map(list)).await
+        self.write((0..).zip(friends).map(list)).await
     }
 
     /// A session of each of the first users, spread over the gateways.

@@ -207,7 +207,7 @@ impl Served {
 
     /// The same of people who are there already.
     pub async fn of(load: &Load, world: World, friends: &[Vec<u32>], cluster: Cluster) -> anyhow::Result<Served> {
-        cluster.write_lists(0, friends).await?;
+        cluster.write_lists(friends).await?;
         cluster.open_sessions(load.viewers()).await?;
         cluster.report_all(&world).await?;
         let started = (0..load.processors).map(|_| Processor::start(&cluster, load)).collect::<Result<Vec<_>, _>>()?;
