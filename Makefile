@@ -71,8 +71,9 @@ fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for
 SIDE_BY_SIDE = RECORDED=$(abspath $(RECORDED)) target/release/nearby-bench side-by-side
 
 # Its parts in seconds, without set-up and build, on two cores, in their order (~: reckoned from longer runs, as it has not been run whole):
-# stages 45, processor 120, with a million users 60, sockets 135, latency 45, sink 60 and 30, capacity 540, W ~430, recordings ~220, scale ~300: ~1,990.
-bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: 33 minutes and a build
+# stages 45, processor 120, with a million users 60, sockets 135, latency 45, transports ~210, sink 60 and 30,
+# capacity 540, W ~430, recordings ~220, scale ~300: ~2,200.
+bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: 37 minutes and a build
 	sh e2e/setup.sh
 	sh bench/setup.sh
 	cargo build --release -p nearby -p nearby-bench
@@ -81,6 +82,7 @@ bench: ## What the design has goals for, on a real broker, and this pipeline bes
 	target/release/nearby-bench processor --gateways 2 --users 1000000 --reports 800000 --steady-s 5
 	target/release/nearby-bench sockets --duration-s 3
 	target/release/nearby-bench latency --duration-s 10
+	target/release/nearby-bench transports --duration-s 20
 	target/release/nearby-bench sink --partitions 4 --reports 300000
 	target/release/nearby-bench sink --delay --partitions 16
 	target/release/nearby-bench capacity
@@ -96,11 +98,10 @@ bench-quick: ## This pipeline beside its alternatives, at a smaller size: 4 minu
 	$(SIDE_BY_SIDE) --gateways 2,40 --users 10000 --reports 100000 --slow-reports 10000 --latency-s 3 \
 	  --json target/side-by-side.json --svg target/side-by-side.svg
 
-bench-more: ## What the design has no goals for: restoring alone, push or poll, and what analysts wait for (a quarter of an hour)
+bench-more: ## What takes longer: restoring a million lists, and what analysts wait for (ten minutes)
 	sh e2e/setup.sh
 	cargo build --release -p nearby -p nearby-bench
 	target/release/nearby-bench restore
-	target/release/nearby-bench transports
 	target/release/nearby-bench history
 
 check: ## Formatting, lints, documentation, and that schemas stay compatible with what was published
