@@ -5,6 +5,7 @@ use crate::cpu;
 use crate::edge::Edge;
 use crate::least_squares;
 use crate::pipeline::{self, Cost, Load, Processor, Served};
+use crate::reports;
 use crate::sink;
 use crate::sockets;
 use crate::workload::World;
@@ -256,7 +257,7 @@ async fn measure(bench: &mut Bench) -> anyhow::Result<Value> {
             "read_cpu_s": positive("handing a report over", handed)?,
             "notice_cpu_s": fitted(notice),
             "request_cpu_s": fitted(request),
-            "report_bytes": positive("a report", pipeline::report_bytes())?,
+            "report_bytes": positive("a report", reports::report_bytes())?,
             "notice_bytes": positive("a notice", many[0].cost.notice_bytes)?,
         },
         "gateway": {

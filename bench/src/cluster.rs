@@ -108,7 +108,7 @@ impl Cluster {
         let topic = self.kafka.topics.location_events();
         let reports = (0..).zip(&world.places).map(|(user, place)| (user, *place));
         let codec = Codec::new();
-        self.write(reports.map(|made| crate::pipeline::report(&topic, &codec, made))).await
+        self.write(reports.map(|made| crate::reports::report(&topic, &codec, made))).await
     }
 
     fn heartbeats(&self) -> Vec<Outgoing> {

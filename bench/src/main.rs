@@ -11,6 +11,7 @@ mod history;
 mod latency;
 mod least_squares;
 mod pipeline;
+mod reports;
 mod restore;
 mod side_by_side;
 mod sink;

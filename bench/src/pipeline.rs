@@ -3,14 +3,12 @@
 
 use crate::cluster::Cluster;
 use crate::cpu;
-use crate::workload::{Move, World, user_id};
+use crate::reports::report;
+use crate::workload::{Move, World};
 use anyhow::{Context, ensure};
 use nearby_e2e::http;
 use nearby_e2e::nearby::Nearby;
 use nearby_schemas::codec::Codec;
-use nearby_schemas::partitioning::partition_of;
-use nearby_schemas::{LocationEvent, Place, Position, Source, TimestampMs};
-use nearby_service::append::Outgoing;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::util::Timeout;
@@ -22,8 +20,6 @@ const START_LIMIT: Duration = Duration::from_secs(300);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
 const STANDS_STILL_MAX: Duration = Duration::from_secs(8);
-/// Length, attributes, two deltas, two lengths, number of headers (Kafka's record format, version 2).
-const RECORD_BYTES: f64 = 8.0;
 const LAST_BATCHES: Duration = Duration::from_millis(500);
 /// The system keeps so many characters of a thread's name.
 const THREAD_NAME: usize = 15;
@@ -478,44 +474,6 @@ impl Served {
         threads.sort_by(|a, b| b.1.total_cmp(&a.1));
         let threads: Vec<String> = threads.iter().map(|(name, seconds)| format!("{name} {seconds:.2}")).collect();
         println!("    by thread: {}", threads.join(", "));
-    }
-}
-
-/// Bytes of a report in the log: key, value, and what Kafka puts around each record of a batch.
-pub fn report_bytes() -> f64 {
-    let place = Place { lat_e7: 377_700_000, lon_e7: -1_224_100_000 };
-    let record = report("", &Codec::new(), (1, place));
-    let bytes = |part: Option<Vec<u8>>| part.map_or(0, |bytes| bytes.len());
-    as_f64(bytes(record.key) + bytes(record.value)) + RECORD_BYTES
-}
-
-/// A move as a record.
-pub fn report(topic: &str, codec: &Codec<LocationEvent>, made: Move) -> Outgoing {
-    report_at(topic, codec, made, TimestampMs::now())
-}
-
-/// A move at this time as a record.
-pub fn report_at(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move, now: TimestampMs) -> Outgoing {
-    let position = Position {
-        lat_e7: place.lat_e7,
-        lon_e7: place.lon_e7,
-        accuracy_m: Some(12.0),
-        speed_mps: Some(1.5),
-        heading_deg: None,
-    };
-    let event = LocationEvent {
-        user_id: user_id(user),
-        reported_at: now,
-        received_at: now,
-        position: Some(position),
-        source: Source::Http,
-    };
-    Outgoing {
-        topic: topic.to_owned(),
-        partition: Some(partition_of(user_id(user), crate::cluster::PARTITIONS)),
-        key: Some(user_id(user).to_string().into_bytes()),
-        value: Some(codec.encode(&event)),
-        ..Outgoing::default()
     }
 }
 

@@ -4,7 +4,7 @@
 //! Postgres flushes to disk here, as it does not in the tests.
 
 use crate::cpu;
-use crate::pipeline::report;
+use crate::reports::report;
 use crate::workload::{Move, World, user_id};
 use anyhow::{Context, ensure};
 use nearby_e2e::http;

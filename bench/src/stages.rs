@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, PARTITIONS};
 use crate::cpu;
-use crate::pipeline::report;
+use crate::reports::report;
 use crate::workload::arrays::Arrays;
 use crate::workload::{Move, World, each_ns, gateway_id, measure, user_id};
 use anyhow::{Context, ensure};
