@@ -29,7 +29,7 @@ pub struct Cluster {
     pub prefix: String,
     pub appender: Appender,
     pub gateways: Vec<GatewayId>,
-    beating: Option<AbortHandle>,
+    beating: AbortHandle,
 }
 
 impl Cluster {
@@ -48,19 +48,18 @@ impl Cluster {
         kafka.create_standing_topics(PARTITIONS).await?;
         let specs: Vec<TopicSpec> = gateways.iter().map(|gateway| kafka.topics.friend_moved_spec(gateway)).collect();
         create(&kafka, &specs).await?;
-        let appender = Appender::new(&kafka)?;
-        let mut cluster = Cluster { broker, kafka, prefix: prefix.to_owned(), appender, gateways, beating: None };
-        cluster.beat().await?;
-        let (appender, heartbeats) = (cluster.appender.clone(), cluster.heartbeats());
+        let (appender, heartbeats) = (Appender::new(&kafka)?, heartbeats(&kafka, &gateways));
+        appender.append(heartbeats.clone().into_iter()).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        let again = appender.clone();
         let beating = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(HEARTBEAT_INTERVAL).await;
                 // A broker that has gone ends the bench elsewhere.
-                drop(appender.append(heartbeats.clone().into_iter()).await);
+                drop(again.append(heartbeats.clone().into_iter()).await);
             }
         });
-        cluster.beating = Some(beating.abort_handle());
-        Ok(cluster)
+        let beating = beating.abort_handle();
+        Ok(Cluster { broker, kafka, prefix: prefix.to_owned(), appender, gateways, beating })
     }
 
     /// The lists of the first users.
@@ -110,36 +109,32 @@ impl Cluster {
         let codec = Codec::new();
         self.write(reports.map(|made| crate::reports::report(&topic, &codec, made))).await
     }
-
-    fn heartbeats(&self) -> Vec<Outgoing> {
-        let codec = Codec::<GatewayHeartbeat>::new();
-        let heartbeat = |gateway: &GatewayId| GatewayHeartbeat {
-            gateway: gateway.clone(),
-            stream_url: "ws://127.0.0.1:1/v1/stream".to_owned(),
-            http_url: "http://127.0.0.1:1".to_owned(),
-            connections: 0,
-            capacity: 1,
-            draining: false,
-            started_at: TimestampMs::now(),
-            accept_rate_per_s: 0,
-        };
-        let topic = self.kafka.topics.gateways();
-        let record = |gateway: &GatewayId| Outgoing {
-            topic: topic.clone(),
-            key: Some(gateway.as_str().as_bytes().to_vec()),
-            value: Some(codec.encode(&heartbeat(gateway))),
-            ..Outgoing::default()
-        };
-        self.gateways.iter().map(record).collect()
-    }
-
-    async fn beat(&self) -> anyhow::Result<()> {
-        let sent = self.appender.append(self.heartbeats().into_iter()).await;
-        sent.map_err(|error| anyhow::anyhow!("{error}"))
-    }
 }
 
-fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
+fn heartbeats(kafka: &Kafka, gateways: &[GatewayId]) -> Vec<Outgoing> {
+    let codec = Codec::<GatewayHeartbeat>::new();
+    let heartbeat = |gateway: &GatewayId| GatewayHeartbeat {
+        gateway: gateway.clone(),
+        stream_url: "ws://127.0.0.1:1/v1/stream".to_owned(),
+        http_url: "http://127.0.0.1:1".to_owned(),
+        connections: 0,
+        capacity: 1,
+        draining: false,
+        started_at: TimestampMs::now(),
+        accept_rate_per_s: 0,
+    };
+    let topic = kafka.topics.gateways();
+    let record = |gateway: &GatewayId| Outgoing {
+        topic: topic.clone(),
+        key: Some(gateway.as_str().as_bytes().to_vec()),
+        value: Some(codec.encode(&heartbeat(gateway))),
+        ..Outgoing::default()
+    };
+    gateways.iter().map(record).collect()
+}
+
+/// A record that belongs to a user.
+pub fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
     Outgoing {
         topic: topic.to_owned(),
         partition: Some(partition_of(user, PARTITIONS)),
@@ -151,9 +146,7 @@ fn keyed(topic: &str, user: UserId, value: Vec<u8>) -> Outgoing {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(beating) = &self.beating {
-            beating.abort();
-        }
+        self.beating.abort();
     }
 }
 

@@ -23,22 +23,16 @@ pub struct Edge {
 impl Edge {
     /// Starts them; the gateway with these flags.
     pub fn start(flags: &[&str]) -> anyhow::Result<Edge> {
-        Edge::start_with(flags, |start| start())
+        Edge::start_apart(flags, None)
     }
 
-    /// The same, with the gateway on a core of its own.
-    pub fn start_apart(flags: &[&str], apart: &Apart) -> anyhow::Result<Edge> {
-        Edge::start_with(flags, |start| apart.alone(start))
-    }
-
-    fn start_with(
-        flags: &[&str],
-        start: impl FnOnce(&dyn Fn() -> anyhow::Result<Service>) -> anyhow::Result<Service>,
-    ) -> anyhow::Result<Edge> {
+    /// The same, with the gateway on a core of its own if asked.
+    pub fn start_apart(flags: &[&str], apart: Option<&Apart>) -> anyhow::Result<Edge> {
         block_in_place(|| {
             let cluster = Cluster::start("", 0, 1)?;
             let listen = format!("127.0.0.1:{}", free_port()?);
-            let mut gateway = start(&|| cluster.start_pusher(&listen, flags))?;
+            let start = || cluster.start_pusher(&listen, flags);
+            let mut gateway = apart.map_or_else(start, |apart| apart.alone(start))?;
             gateway.wait_ready()?;
             Ok(Edge { cluster, gateway, tokens: Tokens::from_secret(SECRET.as_bytes())? })
         })

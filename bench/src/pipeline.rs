@@ -226,10 +226,7 @@ impl Served {
         let mut figures = Vec::new();
         let before_all = self.spent().await?;
         while caught_up < moves.len() {
-            self.signal("STOP")?;
-            let written = self.write(&moves[caught_up..], None, STANDS_STILL_MAX)?;
-            let before = self.spent_without_counters()?;
-            self.signal("CONT")?;
+            let (written, before) = self.write_while_still(&moves[caught_up..])?;
             caught_up += written;
             self.wait_for(before_all.counters.reports + as_f64(caught_up)).await?;
             let after = self.spent().await?;
@@ -308,14 +305,20 @@ impl Served {
     pub async fn broker_in_bulk_us(&mut self, count: usize) -> anyhow::Result<(f64, f64)> {
         let moves = self.moves(count);
         let heard = self.counters().await?.reports;
-        self.signal("STOP")?;
         let before = self.spent_without_counters()?.broker_s;
-        let written = self.write(&moves, None, STANDS_STILL_MAX)?;
-        let taken = self.spent_without_counters()?.broker_s;
-        self.signal("CONT")?;
+        let (written, Spent { broker_s: taken, .. }) = self.write_while_still(&moves)?;
         self.wait_for(heard + as_f64(written)).await?;
         let read = self.spent_without_counters()?.broker_s;
         Ok(((taken - before) / as_f64(written) * 1e6, (read - taken) / as_f64(written) * 1e6))
+    }
+
+    /// Writes as fast as possible while the processors stand still; how many, and what was spent when they go on.
+    fn write_while_still(&self, moves: &[Move]) -> anyhow::Result<(usize, Spent)> {
+        self.signal("STOP")?;
+        let written = self.write(moves, None, STANDS_STILL_MAX)?;
+        let spent = self.spent_without_counters()?;
+        self.signal("CONT")?;
+        Ok((written, spent))
     }
 
     /// Stops all processors, or lets them go on.

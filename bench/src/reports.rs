@@ -1,8 +1,8 @@
 //! Reports as they are in the log.
 
+use crate::cluster::keyed;
 use crate::workload::{Move, user_id};
 use nearby_schemas::codec::Codec;
-use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{LocationEvent, Place, Position, Source, TimestampMs};
 use nearby_service::append::Outgoing;
 
@@ -38,11 +38,5 @@ pub fn report_at(topic: &str, codec: &Codec<LocationEvent>, (user, place): Move,
         position: Some(position),
         source: Source::Http,
     };
-    Outgoing {
-        topic: topic.to_owned(),
-        partition: Some(partition_of(user_id(user), crate::cluster::PARTITIONS)),
-        key: Some(user_id(user).to_string().into_bytes()),
-        value: Some(codec.encode(&event)),
-        ..Outgoing::default()
-    }
+    keyed(topic, user_id(user), codec.encode(&event))
 }

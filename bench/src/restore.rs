@@ -1,13 +1,11 @@
 //! How long a processor that starts needs until it serves, with very many friend lists in the log.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, keyed};
 use crate::cpu;
 use crate::workload::{World, user_id};
 use nearby_e2e::nearby::Nearby;
 use nearby_schemas::codec::Codec;
-use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{FriendList, TimestampMs};
-use nearby_service::append::Outgoing;
 use std::time::{Duration, Instant};
 
 const CENTRES: u32 = 20;
@@ -39,13 +37,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let lists = (0..users).map(|user| {
         let friends = world.acquaintances(user, settings.friends).into_iter().map(user_id).collect();
         let list = FriendList { user_id: user_id(user), friends, changed_at: TimestampMs::now() };
-        Outgoing {
-            topic: topic.clone(),
-            partition: Some(partition_of(user_id(user), crate::cluster::PARTITIONS)),
-            key: Some(user_id(user).to_string().into_bytes()),
-            value: Some(codec.encode(&list)),
-            ..Outgoing::default()
-        }
+        keyed(&topic, user_id(user), codec.encode(&list))
     });
     cluster.write(lists).await?;
     cluster.open_sessions(settings.connected.min(users)).await?;

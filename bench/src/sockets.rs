@@ -165,7 +165,7 @@ impl Figures {
 /// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves; also returns a frame.
 pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
     let apart = Apart::new()?;
-    let edge = Edge::start_apart(&["--flush-ms", "0", "--accept-rate-per-s", "50000"], &apart)?;
+    let edge = Edge::start_apart(&["--flush-ms", "0", "--accept-rate-per-s", "50000"], Some(&apart))?;
     let lines = connect(&edge, 1..=sockets).await?;
     let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
@@ -200,7 +200,7 @@ async fn tell(
         let has_seen = |(group, step): (usize, &u64)| (seen[group].load(Ordering::Relaxed) >= *step).then_some(group);
         let ready: Vec<usize> = steps.iter().enumerate().filter_map(has_seen).collect();
         if ready.is_empty() {
-            tokio::time::sleep(Duration::from_micros(200)).await;
+            tokio::time::sleep(LOOK_INTERVAL).await;
             continue;
         }
         for group in ready {

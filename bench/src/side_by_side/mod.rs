@@ -2,6 +2,7 @@
 //! `bench/peers/README.md` says what each peer is, its settings, and what it does not do.
 
 mod driver;
+mod fed;
 mod heard;
 mod kafka_driver;
 mod limits;
@@ -186,7 +187,7 @@ async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) 
             for gateways in &settings.gateways {
                 let (mut loads, row) = (loads.again(), row("redis", *gateways));
                 rows.push(block_in_place(|| {
-                    let mut peer = redis::Redis::start(&loads, *gateways)?;
+                    let mut peer = redis::start(&loads, *gateways)?;
                     measure(&mut peer, &mut loads, settings, settings.reports, row)
                 })?);
             }
@@ -209,7 +210,7 @@ async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) 
             let (setting, rate_per_s) = ("1 gateway".to_owned(), tile38::RATE_PER_S);
             let row = Row { peer: "tile38", setting, rate_per_s, ..Row::default() };
             rows.push(block_in_place(|| {
-                let mut peer = tile38::Tile38::start(&loads)?;
+                let mut peer = tile38::start(&loads)?;
                 measure(&mut peer, &mut loads, settings, settings.slow_reports / tile38::SLOWER, row)
             })?);
         }

@@ -5,7 +5,7 @@ use super::driver::Pace;
 use super::loads::{Input, Loads, Workload};
 use super::measured::{Driven, Peer, driven, millions, per_million};
 use super::ours::Ours;
-use super::redis::Redis;
+use super::redis;
 use super::tables::{self, rounded};
 use super::truth::Count;
 use super::{Who, name};
@@ -105,7 +105,7 @@ async fn one(who: Who, settings: &ScaleSettings, mut loads: Loads) -> anyhow::Re
             Ok(Held { peer: "nearby", start_s, tries })
         }
         Who::Redis => block_in_place(|| {
-            let mut peer = Redis::start(&loads, GATEWAYS)?;
+            let mut peer = redis::start(&loads, GATEWAYS)?;
             let start_s = began.elapsed().as_secs_f64();
             Ok(Held { peer: "redis", start_s, tries: tries(&mut peer, &mut loads, settings)? })
         }),

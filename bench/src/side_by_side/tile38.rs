@@ -3,28 +3,21 @@
 //! Its fence is a square, so the gateway measures once more, between the two places that it is told. One gateway, because each further one
 //! would hear of every pair again.
 
-use super::driver::{Due, Pace, now_us, open_loop};
-use super::heard::{Counters, Heard};
+use super::driver::{Due, now_us};
+use super::fed::{Connection, Fed, Feed, Server};
+use super::heard::Counters;
 use super::loads::{Input, Loads, Workload};
-use super::measured::{Gauge, Peer};
-use super::redis::Connection;
 use super::resp::{Reply, command};
 use super::truth::{Count, RADIUS_M};
-use crate::workload::Move;
-use anyhow::{Context, bail, ensure};
-use nearby_e2e::nearby::Nearby;
-use nearby_e2e::ports::free_port;
-use nearby_e2e::process::{Home, Launch, Tied};
+use anyhow::{Context, bail};
 use nearby_schemas::Place;
 use nearby_schemas::nearness::{distance_m, to_decimetres};
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STILL_LIMIT: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(5);
 /// Reports that are sent together; a mark in the channel follows them.
 const TOGETHER: usize = 50;
 /// Marks that the gateway has not heard yet: so Tile38's buffers stay small.
@@ -39,7 +32,7 @@ const MARK: &[u8] = b"mark";
 #[derive(clap::Args)]
 pub struct GatewaySettings {
     #[arg(long)]
-    tile38: String,
+    server: String,
     #[arg(long)]
     workload: Workload,
     #[command(flatten)]
@@ -50,71 +43,41 @@ pub struct GatewaySettings {
 }
 
 /// Tile38 and its gateway.
-pub struct Tile38 {
-    // Ended first.
-    gateway: Nearby,
-    heard_at: String,
-    server: Tied,
-    _home: Home,
-    setter: Connection,
-    marks: u64,
+pub fn start(loads: &Loads) -> anyhow::Result<Fed> {
+    let mut server = Server::start("tile38-server", |command, port, home| {
+        command.args(["-h", "127.0.0.1", "-p", port, "--appendonly", "no", "-d"]).arg(home.path());
+    })?;
+    let connection = &mut server.connection;
+    let moves: Vec<Due> = (0..).zip(&loads.places).map(|(user, place)| ((user, *place), 0)).collect();
+    moves.chunks(TOGETHER).try_for_each(|together| set(connection, together))?;
+    // Of all who are in `people`, any two within the radius of each other.
+    let (radius_m, mut out) = (format!("{RADIUS_M}"), Vec::new());
+    let fence: [&[u8]; 6] = [b"people", b"FENCE", b"ROAM", b"people", b"*", radius_m.as_bytes()];
+    command(&mut out, &[&[b"SETCHAN", CHANNEL, b"NEARBY"], &fence[..]].concat());
+    connection.send(&out)?;
+    connection.number()?;
+    let feed = Feed {
+        together: TOGETHER,
+        ahead_max: MARKS_AHEAD_MAX,
+        send: report,
+        start_limit: START_LIMIT,
+        still_limit: STILL_LIMIT,
+    };
+    Fed::start((server, feed), loads, ("gateway", &["tile38-gateway"]))
 }
 
-impl Tile38 {
-    pub fn start(loads: &Loads) -> anyhow::Result<Tile38> {
-        let (home, port) = (Home::new("tile38")?, free_port()?.to_string());
-        let mut program = Command::new("tile38-server");
-        program.args(["-h", "127.0.0.1", "-p", &port, "--appendonly", "no", "-d"]).arg(home.path());
-        let launch = Launch { command: program, user: None, home: &home, last_signal: "KILL" };
-        let mut server = Tied::start(launch).context("starting tile38-server, which has to be on the PATH")?;
-        let (address, begun) = (format!("127.0.0.1:{port}"), Instant::now());
-        let mut setter = loop {
-            server.check_running()?;
-            match Connection::open(&address) {
-                Ok(connection) => break connection,
-                Err(error) => ensure!(begun.elapsed() < START_LIMIT, error),
-            }
-            std::thread::sleep(POLL);
-        };
-        let moves: Vec<Due> = (0..).zip(&loads.places).map(|(user, place)| ((user, *place), 0)).collect();
-        moves.chunks(TOGETHER).try_for_each(|together| set(&mut setter, together))?;
-        // Of all who are in `people`, any two within the radius of each other.
-        let (radius_m, mut out) = (format!("{RADIUS_M}"), Vec::new());
-        let fence: [&[u8]; 6] = [b"people", b"FENCE", b"ROAM", b"people", b"*", radius_m.as_bytes()];
-        command(&mut out, &[&[b"SETCHAN", CHANNEL, b"NEARBY"], &fence[..]].concat());
-        setter.send(&out)?;
-        number(&mut setter)?;
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let input = loads.input.arguments(loads.workload);
-        let mut arguments = vec!["tile38-gateway", "--tile38", &address, "--listen", &listen];
-        arguments.extend(input.iter().map(String::as_str));
-        let mut gateway = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
-        gateway.wait_line("ready", START_LIMIT)?;
-        Ok(Tile38 { gateway, heard_at: listen, server, _home: home, setter, marks: 0 })
-    }
-
-    fn report(&mut self, moves: &[Due]) -> anyhow::Result<()> {
-        set(&mut self.setter, moves)?;
-        let mut out = Vec::new();
-        command(&mut out, &[b"PUBLISH", CHANNEL, MARK]);
-        self.setter.send(&out)?;
-        number(&mut self.setter)?;
-        self.marks += 1;
-        Ok(())
-    }
-
-    fn wait_until_ahead(&self, marks_max: u64) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while self.marks - Heard::at(&self.heard_at)?.heard > marks_max {
-            ensure!(begun.elapsed() < STILL_LIMIT, "the gateway does not hear: {}", self.gateway.stderr());
-            std::thread::sleep(POLL);
-        }
-        Ok(())
-    }
+/// Sets where they are; one mark follows.
+fn report(connection: &mut Connection, moves: &[Due]) -> anyhow::Result<u64> {
+    set(connection, moves)?;
+    let mut out = Vec::new();
+    command(&mut out, &[b"PUBLISH", CHANNEL, MARK]);
+    connection.send(&out)?;
+    connection.number()?;
+    Ok(1)
 }
 
 /// Sets where they are, and hears that it was done.
-fn set(setter: &mut Connection, moves: &[Due]) -> anyhow::Result<()> {
+fn set(connection: &mut Connection, moves: &[Due]) -> anyhow::Result<()> {
     let mut out = Vec::new();
     for ((user, place), due_us) in moves {
         let degrees = |e7: i32| format!("{:.7}", f64::from(e7) / 1e7);
@@ -123,9 +86,9 @@ fn set(setter: &mut Connection, moves: &[Due]) -> anyhow::Result<()> {
         let field = [&b"FIELD"[..], b"due", due.as_bytes()];
         command(&mut out, &[&[&b"SET"[..], b"people", id.as_bytes()], &field[..], &point[..]].concat());
     }
-    setter.send(&out)?;
+    connection.send(&out)?;
     for _ in moves {
-        setter.next(|reply| match reply {
+        connection.next(|reply| match reply {
             Reply::Status(b"OK") => Ok(()),
             other => bail!("Tile38 answered {other:?}"),
         })?;
@@ -133,53 +96,12 @@ fn set(setter: &mut Connection, moves: &[Due]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn number(setter: &mut Connection) -> anyhow::Result<i64> {
-    setter.next(|reply| match reply {
-        Reply::Integer(number) => Ok(number),
-        other => bail!("Tile38 answered {other:?}"),
-    })
-}
-
-impl Peer for Tile38 {
-    fn drive(&mut self, moves: &[Move], pace: Pace) -> anyhow::Result<Duration> {
-        match pace {
-            Pace::Fastest => {
-                for together in moves.chunks(TOGETHER) {
-                    let together: Vec<Due> = together.iter().map(|made| (*made, 0)).collect();
-                    self.report(&together)?;
-                    self.wait_until_ahead(MARKS_AHEAD_MAX)?;
-                }
-            }
-            Pace::PerSecond(rate) => open_loop(moves, rate, |due| self.report(due))?,
-        }
-        self.wait_until_ahead(0)?;
-        Ok(Duration::ZERO)
-    }
-
-    fn heard(&mut self) -> anyhow::Result<Heard> {
-        Heard::at(&self.heard_at)
-    }
-
-    /// Each mark has been waited for, and what was told before it is told.
-    fn quiet(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn heard_at(&self) -> &str {
-        &self.heard_at
-    }
-
-    fn gauges(&self) -> anyhow::Result<Vec<Gauge>> {
-        Ok(vec![Gauge::of("tile38-server", self.server.pid())?, Gauge::of("gateway", self.gateway.pid())?])
-    }
-}
-
 /// The gateway until it is killed.
 pub fn gateway(settings: &GatewaySettings) -> anyhow::Result<()> {
     let loads = Loads::new(settings.workload, &settings.input)?;
     let mut pairs = Pairs::new(&loads.places, &loads.friends);
     drop(loads);
-    let (mut connection, mut out) = (Connection::open(&settings.tile38)?, Vec::new());
+    let (mut connection, mut out) = (Connection::open(&settings.server)?, Vec::new());
     command(&mut out, &[b"SUBSCRIBE", CHANNEL]);
     connection.send(&out)?;
     connection.next(|reply| match reply {
