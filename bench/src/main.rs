@@ -11,6 +11,8 @@ mod history;
 mod latency;
 mod least_squares;
 mod pipeline;
+mod predictions;
+mod processor;
 mod reports;
 mod restore;
 mod side_by_side;

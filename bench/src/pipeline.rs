@@ -1,22 +1,22 @@
 //! A processor process as users start it, on a broker on the same cores: how fast it catches up, whether it keeps up with a
 //! steady rate, and what each of its threads costs.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, start_broker};
 use crate::cpu;
+use crate::processor::{Counters, Processor};
 use crate::reports::report;
 use crate::workload::{Move, World};
 use anyhow::{Context, ensure};
-use nearby_e2e::http;
-use nearby_e2e::nearby::Nearby;
+use nearby_e2e::kafka;
 use nearby_schemas::codec::Codec;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::util::Timeout;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const CENTRES: u32 = 20;
-const START_LIMIT: Duration = Duration::from_secs(300);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
 /// Shorter than the session timeout of the group, or the processor would come back to strange partitions.
 const STANDS_STILL_MAX: Duration = Duration::from_secs(8);
@@ -25,9 +25,17 @@ const LAST_BATCHES: Duration = Duration::from_millis(500);
 const THREAD_NAME: usize = 15;
 /// Of a load that is called steady.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
-const WARM_UP_PER_S: u64 = 50_000;
-const WARM_UP: Duration = Duration::from_secs(15);
-const REBALANCED: Duration = Duration::from_secs(15);
+/// Steady rates.
+pub const SLOW_PER_S: u64 = 50_000;
+pub const FAST_PER_S: u64 = 150_000;
+/// Before each measurement.
+pub const WARM_UP: Duration = Duration::from_secs(3);
+/// A topic's first batch is the dearest, and there may be a thousand.
+const TOPICS_WARM_UP: Duration = Duration::from_secs(8);
+/// The broker's virtual machine compiles what runs often, and only then.
+const BROKER_WARM_UP: Duration = Duration::from_secs(14);
+const BROKER_WARM_UP_GATEWAYS: usize = 40;
+const REBALANCED: Duration = Duration::from_secs(8);
 /// At a steady rate reports are written in so many requests a second, and handed over so many times.
 pub const REQUESTS_PER_S: usize = 1_000;
 const CHUNKS_PER_S: usize = 1_000;
@@ -41,6 +49,9 @@ pub struct Settings {
     gateways: Vec<usize>,
     #[command(flatten)]
     pub load: Load,
+    /// Then so many users, with the first of these numbers of gateways; 0 leaves them out
+    #[arg(long, default_value_t = 1_000_000)]
+    many_users: u32,
     /// Reports to catch up with
     #[arg(long, default_value_t = 1_500_000)]
     reports: usize,
@@ -75,18 +86,23 @@ pub struct Load {
     pub engine_threads: usize,
 }
 
+/// A broker that has worked for a while, as one in service has.
+pub async fn warm_broker() -> anyhow::Result<Arc<kafka::Kafka>> {
+    let broker = start_broker().await?;
+    let cluster = Cluster::on(Arc::clone(&broker), "warm.", BROKER_WARM_UP_GATEWAYS).await?;
+    let mut served = Served::start(&Load::W, cluster).await?;
+    served.warm_up(SLOW_PER_S, BROKER_WARM_UP / 2).await?;
+    served.warm_up(FAST_PER_S, BROKER_WARM_UP / 2).await?;
+    served.end()?;
+    Ok(broker)
+}
+
 /// Processors that serve all of W.
 pub struct Served {
     pub cluster: Cluster,
     processors: Vec<Processor>,
     world: World,
     viewers: u32,
-}
-
-/// One of them.
-pub struct Processor {
-    pub program: Nearby,
-    metrics_url: String,
 }
 
 /// What a report costs, in microseconds of CPU time, and what comes of it.
@@ -112,23 +128,19 @@ struct Spent {
     counters: Counters,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Counters {
-    reports: f64,
-    notices: f64,
-    batches: f64,
-    batch_bytes: f64,
-    unacknowledged: f64,
-}
-
 /// Runs and prints.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    println!("{}", settings.load);
-    for gateways in &settings.gateways {
-        let mut served = Served::start(&settings.load, Cluster::start(*gateways).await?).await?;
-        println!("\n{gateways} gateways");
-        // The broker's virtual machine compiles what runs often, and a topic's first batch is the dearest.
-        served.warm_up(WARM_UP_PER_S, WARM_UP).await?;
+    let broker = warm_broker().await?;
+    let mut runs: Vec<(Load, usize)> = settings.gateways.iter().map(|gateways| (settings.load, *gateways)).collect();
+    if settings.many_users > 0 {
+        let load = Load { users: settings.many_users, ..settings.load };
+        runs.extend(settings.gateways.first().map(|gateways| (load, *gateways)));
+    }
+    for (number, (load, gateways)) in runs.into_iter().enumerate() {
+        let cluster = Cluster::on(Arc::clone(&broker), &format!("run{number}."), gateways).await?;
+        let mut served = Served::start(&load, cluster).await?;
+        println!("\n{load}, {gateways} gateways");
+        served.warm_up(SLOW_PER_S, TOPICS_WARM_UP).await?;
         // What is on its way while the processor stands still would time out.
         tokio::time::sleep(LAST_BATCHES).await;
         served.catch_up(settings.reports).await?;
@@ -158,38 +170,6 @@ impl std::fmt::Display for Load {
             f,
             "{users} users, {connected} connected, {friends} friends each, {radius_m} m, {processors} processors with {engine_threads} engine threads"
         )
-    }
-}
-
-impl Processor {
-    /// Starts one, and waits until it serves.
-    pub fn start(cluster: &Cluster, load: &Load) -> anyhow::Result<Processor> {
-        let port = nearby_e2e::ports::free_port()?;
-        let listen = format!("127.0.0.1:{port}");
-        let (threads, radius_m) = (load.engine_threads.to_string(), load.radius_m.to_string());
-        let of_load = ["--engine-threads", &threads, "--radius-m", &radius_m];
-        let (brokers, prefix) = (&cluster.kafka.brokers, &cluster.prefix);
-        let arguments =
-            [&["processor", "--brokers", brokers, "--topic-prefix", prefix, "--listen", &listen], &of_load[..]]
-                .concat();
-        let mut program = Nearby::start(&arguments, &[])?;
-        program.wait_line("ready ", START_LIMIT)?;
-        Ok(Processor { program, metrics_url: format!("http://{listen}/metrics") })
-    }
-
-    async fn counters(&self) -> anyhow::Result<Counters> {
-        let text = http::get(&self.metrics_url).await?.text();
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.and_then(|value| value.parse().ok()).unwrap_or_default()
-        };
-        Ok(Counters {
-            reports: value("nearby_processor_reports_total"),
-            notices: value("nearby_processor_notices_total"),
-            batches: value("nearby_batches_total"),
-            batch_bytes: value("nearby_batch_bytes_total"),
-            unacknowledged: value("nearby_unacknowledged_batches_total"),
-        })
     }
 }
 

@@ -26,6 +26,8 @@ const CENTRES: u32 = 20;
 const START_LIMIT: Duration = Duration::from_secs(60);
 const CAUGHT_UP_LIMIT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(10);
+/// Reports whose delay is measured.
+const DELAYED: usize = 50;
 /// As a server that is to keep what it was given.
 const POSTGRES: &[&str] = &["fsync=on", "max_wal_size=4GB"];
 /// Of the topic whose reading is weighed.
@@ -248,7 +250,7 @@ impl Bench {
         let mut delays = Vec::new();
         // One for all: to end one takes longer than what is measured here.
         let producer = self.producer()?;
-        for made in self.moves(100) {
+        for made in self.moves(DELAYED) {
             let due = Instant::now() + Duration::from_millis(100);
             self.send(&producer, &[made])?;
             let began = Instant::now();

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 const WARM_UP: usize = 200;
 /// Handshakes at a time.
 const AT_ONCE: usize = 100;
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(3);
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Newer than any owner: the gateway believes the bench alone.
 const EPOCH: Epoch = Epoch(i64::MAX / 2);
@@ -39,20 +39,18 @@ const READ_INTERVAL: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_micros(200);
 /// What a look takes at once.
 const READ_BYTES: usize = 16 * 1024;
-/// The broker compiles what it does often first.
+/// The broker of a gateway compiles what it does often first; a bare server has none.
 const RUN_IN: Duration = Duration::from_secs(6);
+const RUN_IN_BARE: Duration = Duration::from_secs(2);
 /// Where the friend is before the first step north, of 1e-7 degrees.
 const LAT_E7: i32 = 407_000_000;
 
 /// Settings of `nearby-bench sockets`.
 #[derive(clap::Args)]
 pub struct Settings {
-    /// Idle connections
+    /// Connections: idle, then told something all the time
     #[arg(long, default_value_t = 10_000)]
-    idle: usize,
-    /// Connections that are told something all the time
-    #[arg(long, default_value_t = 10_000)]
-    busy: usize,
+    sockets: usize,
     /// For how long each server sends, in seconds
     #[arg(long, default_value_t = 10)]
     duration_s: u64,
@@ -75,21 +73,18 @@ pub struct BareSettings {
 
 /// Prints both.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    println!(
-        "{} idle sockets: {:.1} KiB each in the gateway's process",
-        settings.idle,
-        idle_bytes(settings.idle).await? / 1024.0
-    );
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut idle_kib) = (Vec::new(), Vec::new(), Vec::new());
     let time = Duration::from_secs(settings.duration_s);
     for _ in 0..settings.runs {
-        let (figures, frame) = gateway_sends(settings.busy, time).await?;
+        let Gateway { figures, frame, idle_bytes } = gateway_sends(settings.sockets, time).await?;
         ours.push(figures);
-        bare.push(bare_sends(settings.busy, time, &frame).await?);
+        idle_kib.push(format!("{:.1}", idle_bytes / 1024.0));
+        bare.push(bare_sends(settings.sockets, time, &frame).await?);
     }
+    println!("{} idle sockets: {} KiB each in the gateway's process", settings.sockets, idle_kib.join(", "));
     println!(
         "{} sockets, each told as fast as it goes, flush_ms 0; each server has a core, all else the others; median of {} runs",
-        settings.busy, settings.runs
+        settings.sockets, settings.runs
     );
     let [ours, bare] = [ours, bare].map(|mut runs| {
         runs.sort_by(|a, b| a.frames_per_s.total_cmp(&b.frames_per_s));
@@ -103,19 +98,6 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         ours.cpu_us / bare.cpu_us
     );
     Ok(())
-}
-
-/// Resident bytes of the gateway's process for each of so many sockets.
-pub async fn idle_bytes(count: usize) -> anyhow::Result<f64> {
-    let edge = Edge::start(&["--accept-rate-per-s", "50000"])?;
-    let pid = edge.gateway.nearby.pid();
-    let mut lines = connect(&edge, 1..=WARM_UP).await?;
-    tokio::time::sleep(SETTLE).await;
-    let before = cpu::resident_bytes(pid)?;
-    lines.extend(connect(&edge, WARM_UP + 1..=WARM_UP + count).await?);
-    tokio::time::sleep(SETTLE).await;
-    let after = cpu::resident_bytes(pid)?;
-    Ok((after as f64 - before as f64) / count as f64)
 }
 
 /// With the first two frames read: welcome and snapshot. In the order of users.
@@ -162,11 +144,27 @@ impl Figures {
     }
 }
 
-/// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves; also returns a frame.
-pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Figures, String)> {
+/// What a gateway made of its sockets.
+pub struct Gateway {
+    pub figures: Figures,
+    /// The last frame of the first.
+    pub frame: String,
+    /// Resident bytes of its process for each of them while nobody is told anything.
+    pub idle_bytes: f64,
+}
+
+/// The gateway is told by a topic, as by a processor, that one friend of everybody moves and moves.
+pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<Gateway> {
     let apart = Apart::new()?;
     let edge = Edge::start_apart(&["--flush-ms", "0", "--accept-rate-per-s", "50000"], Some(&apart))?;
-    let lines = connect(&edge, 1..=sockets).await?;
+    let pid = edge.gateway.nearby.pid();
+    ensure!(sockets > WARM_UP, "more than {WARM_UP} sockets, please");
+    let mut lines = connect(&edge, 1..=WARM_UP).await?;
+    tokio::time::sleep(SETTLE).await;
+    let before = cpu::resident_bytes(pid)?;
+    lines.extend(connect(&edge, WARM_UP + 1..=sockets).await?);
+    tokio::time::sleep(SETTLE).await;
+    let idle_bytes = (cpu::resident_bytes(pid)? as f64 - before as f64) / (sockets - WARM_UP) as f64;
     let kafka = Kafka::at(edge.cluster.kafka.bootstrap(), "");
     let gateway = nearby_e2e::http::get(&format!("{}/v1/gateway", edge.cluster.ingest.url)).await?.json()?;
     let topic = kafka.topics.friend_moved(&GatewayId::new(gateway["gateway"].as_str().context("a gateway")?)?);
@@ -174,10 +172,11 @@ pub async fn gateway_sends(sockets: usize, time: Duration) -> anyhow::Result<(Fi
     let seen: Seen = (0..sockets.min(GROUPS)).map(|_| AtomicU64::new(0)).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let telling = tokio::spawn(tell(kafka, topic, sockets, partitions, Arc::clone(&stop), Arc::clone(&seen)));
-    let read = read(lines, edge.gateway.nearby.pid(), time, seen).await;
+    let read = read(lines, pid, RUN_IN, time, seen).await;
     stop.store(true, Ordering::Relaxed);
     telling.await??;
-    read
+    let (figures, frame) = read?;
+    Ok(Gateway { figures, frame, idle_bytes })
 }
 
 /// The last step that the first socket of each group was told of.
@@ -237,16 +236,22 @@ pub async fn bare_sends(sockets: usize, time: Duration, frame: &str) -> anyhow::
     for _ in 0..sockets {
         lines.push(Raw::upgrade(&format!("http://{listen}"), "none", STEP).await?);
     }
-    Ok(read(lines, server.pid(), time, Seen::from([])).await?.0)
+    Ok(read(lines, server.pid(), RUN_IN_BARE, time, Seen::from([])).await?.0)
 }
 
 /// Counts what arrives after the running in.
-async fn read(lines: Vec<Raw>, server: u32, time: Duration, seen: Seen) -> anyhow::Result<(Figures, String)> {
+async fn read(
+    lines: Vec<Raw>,
+    server: u32,
+    run_in: Duration,
+    time: Duration,
+    seen: Seen,
+) -> anyhow::Result<(Figures, String)> {
     let lines = lines.into_iter().map(Raw::unwatched).collect::<anyhow::Result<Vec<_>>>()?;
     let (frames, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (counted, stopped) = (Arc::clone(&frames), Arc::clone(&stop));
     let reading = tokio::task::spawn_blocking(move || look_into(lines, &seen, &counted, &stopped));
-    tokio::time::sleep(RUN_IN).await;
+    tokio::time::sleep(run_in).await;
     let (from, count, spent) = (Instant::now(), frames.load(Ordering::Relaxed), cpu::of_process(server)?);
     tokio::time::sleep(time).await;
     let count = (frames.load(Ordering::Relaxed) - count) as f64;

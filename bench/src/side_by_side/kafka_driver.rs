@@ -29,7 +29,9 @@ pub struct Driver(ThreadedProducer<DefaultProducerContext>);
 impl Driver {
     pub fn new(brokers: &str) -> anyhow::Result<Driver> {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", brokers).set("linger.ms", "1").set("delivery.report.only.error", "true");
+        // As ingests write; an idempotent producer has no more requests under way, so reports gather while a broker is busy.
+        config.set("linger.ms", "1").set("max.in.flight.requests.per.connection", "5");
+        config.set("bootstrap.servers", brokers).set("delivery.report.only.error", "true");
         Ok(Driver(config.set("queue.buffering.max.messages", "2000000").create()?))
     }
 

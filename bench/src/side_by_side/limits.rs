@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::Duration;
 
-const REPORTS: usize = 400_000;
-const ROWS: usize = 200_000;
+const REPORTS: usize = 200_000;
+const ROWS: usize = 100_000;
 const SOCKETS: usize = 1_000;
 const SENDS_FOR: Duration = Duration::from_secs(3);
 /// One friend who moved, as a gateway says it.

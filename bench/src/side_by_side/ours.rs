@@ -12,12 +12,14 @@ use crate::pipeline::{Load, Served};
 use crate::reports::report_at;
 use crate::workload::{Move, World, gateway_id};
 use anyhow::{Context, ensure};
+use nearby_e2e::kafka;
 use nearby_e2e::nearby::Nearby;
 use nearby_e2e::ports::free_port;
 use nearby_schemas::batch::{Event, FriendMovedBatch, Section};
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{TimestampMs, UserId};
 use nearby_service::kafka::Kafka;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
@@ -32,6 +34,8 @@ const INACTIVE_AFTER: Duration = Duration::from_secs(480);
 pub struct GatewaySettings {
     #[arg(long)]
     brokers: String,
+    #[arg(long)]
+    topic_prefix: String,
     #[arg(long)]
     gateways: usize,
     /// Where the counters are
@@ -50,14 +54,22 @@ pub struct Ours {
 }
 
 impl Ours {
-    pub async fn start(loads: &Loads, gateways: usize, engine_threads: usize) -> anyhow::Result<Ours> {
+    /// On a broker that nobody else uses meanwhile.
+    pub async fn start(
+        broker: &Arc<kafka::Kafka>,
+        loads: &Loads,
+        gateways: usize,
+        engine_threads: usize,
+    ) -> anyhow::Result<Ours> {
         let load = Load { users: u32::try_from(loads.users())?, engine_threads, ..Load::W };
-        let cluster = Cluster::start(gateways).await?;
+        let prefix = format!("{}-{gateways}.", loads.workload.name());
+        let cluster = Cluster::on(Arc::clone(broker), &prefix, gateways).await?;
         let served = Served::of(&load, World::at(loads.places.clone()), &loads.friends, cluster).await?;
         let restored = Instant::now();
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
         let brokers = served.cluster.kafka.brokers.clone();
-        let arguments = ["gateway-topics", "--brokers", &brokers, "--gateways", &gateways, "--listen", &listen];
+        let arguments = ["gateway-topics", "--brokers", &brokers, "--topic-prefix", &prefix];
+        let arguments = [&arguments[..], &["--gateways", &gateways, "--listen", &listen]].concat();
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
         let reports = served.reports().await?;
@@ -119,7 +131,7 @@ impl Peer for Ours {
 
 /// Reads the topics of all gateways until it is killed.
 pub fn gateways(settings: &GatewaySettings) -> anyhow::Result<()> {
-    let topics = Kafka::at(settings.brokers.clone(), "").topics;
+    let topics = Kafka::at(settings.brokers.clone(), &settings.topic_prefix).topics;
     let topic = |gateway| (topics.friend_moved(&gateway_id(gateway)), 0);
     let partitions: Vec<(String, i32)> = (0..settings.gateways).map(topic).collect();
     let codec = Codec::<FriendMovedBatch>::new();

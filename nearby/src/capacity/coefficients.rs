@@ -23,6 +23,8 @@ pub struct Processor {
     pub hear_cpu_s: f64,
     /// Of that, in the thread that reads: a process has one. The rest is each engine's.
     pub read_cpu_s: f64,
+    /// CPU-seconds more for an engine that tells anybody of a report, a million times.
+    pub told_cpu_s: f64,
     /// CPU-seconds for a million looks at a friend: whether it is near.
     pub test_cpu_s: f64,
     /// CPU-seconds for a million notices: friends who moved or left, and viewers' own places.

@@ -263,7 +263,8 @@ impl Planner<'_> {
         let cache = 1.0 + (costs.cache_factor - 1.0) * many;
         // At each report the connected who have its user as a friend are looked at, and all of its user's own friends.
         let tests_per_s = self.reports_per_s * (self.connected_friends + self.load.friends);
-        let joining = cache * (tests_per_s * costs.test_cpu_s + self.notices_per_s * costs.tell_cpu_s)
+        let telling = self.reports_per_s * self.telling(processors) * costs.told_cpu_s;
+        let joining = cache * (telling + tests_per_s * costs.test_cpu_s + self.notices_per_s * costs.tell_cpu_s)
             + self.batches_per_s(processors) * costs.batch_cpu_s;
         Share {
             machines: processors,
@@ -275,6 +276,12 @@ impl Planner<'_> {
             out_bytes_per_s: self.notices_per_s * broker.notice_bytes,
             disk_bytes: 0.0,
         }
+    }
+
+    /// Engines that tell anybody of a report, if viewers are spread over them evenly.
+    fn telling(&self, processors: f64) -> f64 {
+        let engines = processors * self.machines.engine_threads;
+        engines * (1.0 - (1.0 - 1.0 / engines).powf(self.notices_per_s / self.reports_per_s))
     }
 
     /// Of each processor.

@@ -11,6 +11,7 @@ fn costs() -> Coefficients {
             awake_cpu_s: 0.0,
             hear_cpu_s: 1.0,
             read_cpu_s: 0.5,
+            told_cpu_s: 0.0,
             test_cpu_s: 0.01,
             tell_cpu_s: 0.1,
             batch_cpu_s: 10.0,
@@ -116,6 +117,20 @@ fn each_engine_knows_and_hears_everybody() {
     // Three more engines hear for 0.5 each, and close a fifth of a batch of 10 each.
     let more = four.processor_cpu_s_per_million_reports - one.processor_cpu_s_per_million_reports;
     assert!((more - 3.0 * 2.5).abs() < 1e-9, "{more}");
+}
+
+#[test]
+fn an_engine_pays_once_for_all_whom_it_tells_of_a_report() {
+    let mut costs = costs();
+    let processor_cpu_s = |costs: &Coefficients, engine_threads| {
+        let machines = Machines { engine_threads, ..machines() };
+        plan(costs, &load(20_000.0), &machines).expect("a plan").processor_cpu_s_per_million_reports
+    };
+    let [one, two] = [1.0, 2.0].map(|threads| processor_cpu_s(&costs, threads));
+    costs.processor.told_cpu_s = 1.0;
+    assert!((processor_cpu_s(&costs, 1.0) - one - 1.0).abs() < 1e-9);
+    // Five friends and the reporter are on the same side in one of 32 reports.
+    assert!((processor_cpu_s(&costs, 2.0) - two - (2.0 - 2.0 / 64.0)).abs() < 1e-9);
 }
 
 #[test]
