@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::cpu;
-use crate::edge::Edge;
+use crate::edge::{Edge, STEP};
 use crate::least_squares;
 use crate::pipeline::{self, Cost, FAST_PER_S, Load, SLOW_PER_S, Served, WARM_UP};
 use crate::predictions;
@@ -17,7 +17,7 @@ use nearby_e2e::kafka;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 const CENTRES: u32 = 20;
@@ -51,6 +51,7 @@ const REPORTERS: i64 = 50;
 const REPORTS_EACH: usize = 2_000;
 const RESTORED: Duration = Duration::from_secs(3);
 const ROWS: usize = 300_000;
+const POLL: Duration = Duration::from_millis(100);
 /// IPv4, TCP with its timestamps, on Ethernet, of a frame and of the acknowledgement of two.
 const PACKET_BYTES: f64 = 66.0 * 1.5;
 
@@ -71,10 +72,12 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let mut bench = Bench::start().await?;
     println!("what a report costs, in CPU-microseconds");
     // What others do on the machine changes by the minute: what is predicted is measured before and after what it is predicted from.
-    let before = bench.checked().await?;
+    let before = if settings.check_only { Vec::new() } else { bench.checked().await? };
     let fit = if settings.check_only { None } else { Some(Fit::of(&mut bench).await?) };
-    let after = bench.checked().await?;
-    let checked: Vec<Run> = before.into_iter().zip(after).map(|(before, after)| before.mean(&after)).collect();
+    let mut checked = bench.checked().await?;
+    if fit.is_some() {
+        checked = before.iter().zip(&checked).map(|(before, after)| before.mean(after)).collect();
+    }
     if let Some(fit) = &fit {
         // Costs that do not predict are not kept.
         measured.set_extension("new");
@@ -188,7 +191,7 @@ impl Run {
         f64::from(self.load.friends) * (self.load.connected + 1.0)
     }
 
-    /// Engines that tell anybody of a report, if viewers are spread over them evenly.
+    /// Engines that tell anybody of a report, if viewers are spread over them evenly: as the model has it.
     fn telling(&self) -> f64 {
         self.engines() * (1.0 - (1.0 - 1.0 / self.engines()).powf(self.cost.notices))
     }
@@ -270,7 +273,7 @@ impl Fit {
         runs.push(large);
         let took = |run: &Run| run.cost.broker_us - taken - run.processors() * handed;
         let parts: Vec<_> = runs.iter().map(|run| (run.broker_parts(), took(run))).collect();
-        let (broker, rounds) = (least_squares::fit(&parts)?, rounds(&few, &many)?);
+        let (broker, rounds) = (least_squares::fit(&parts)?, rounds(&few, &many[1..])?);
         Ok(Fit { read, processor, taken, handed, broker, rounds, notice_bytes: many[0].cost.notice_bytes })
     }
 
@@ -407,9 +410,18 @@ async fn resident(cluster: &Cluster) -> anyhow::Result<(f64, f64)> {
 async fn report_cpu_us() -> anyhow::Result<f64> {
     let edge = Edge::start(&["--user-rate-per-s", "100000", "--user-burst", "100000"])?;
     let api = Api::new(&edge.cluster.ingest.url)?;
+    // An ingest learns of a gateway from its heartbeat.
+    let deadline = Instant::now() + STEP;
+    let gateway = loop {
+        match api.gateway().await {
+            Ok(gateway) => break gateway,
+            Err(error) if Instant::now() >= deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(POLL).await,
+        }
+    };
     let mut reporters = Vec::new();
     for user in 1..=REPORTERS {
-        reporters.push(Connection::open(&api.gateway().await?, &edge.token(user)?).await?);
+        reporters.push(Connection::open(&gateway, &edge.token(user)?).await?);
     }
     let pid = edge.gateway.nearby.pid();
     let spent = cpu::of_process(pid)?;

@@ -133,8 +133,8 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let broker = warm_broker().await?;
     let mut runs: Vec<(Load, usize)> = settings.gateways.iter().map(|gateways| (settings.load, *gateways)).collect();
     if settings.many_users > 0 {
-        let load = Load { users: settings.many_users, ..settings.load };
-        runs.extend(settings.gateways.first().map(|gateways| (load, *gateways)));
+        // Before there are more gateways, whose topics stay.
+        runs.insert(1, (Load { users: settings.many_users, ..settings.load }, runs[0].1));
     }
     for (number, (load, gateways)) in runs.into_iter().enumerate() {
         let cluster = Cluster::on(Arc::clone(&broker), &format!("run{number}."), gateways).await?;

@@ -25,7 +25,6 @@ use crate::pipeline::warm_broker;
 use anyhow::Context;
 use loads::{Input, Loads, Workload};
 use measured::{Row, measure};
-use nearby_e2e::kafka::Kafka;
 use polling::Distance;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -102,14 +101,13 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (machine, shared) = (machine::described(), machine::is_shared());
     machine.iter().for_each(|(name, value)| println!("{name}: {value}"));
     let (mut all, mut held, mut not_held) = (Vec::new(), Vec::new(), Vec::new());
-    let broker = if settings.peers.contains(&Who::Nearby) { Some(warm_broker().await?) } else { None };
     for workload in &settings.workload {
         if *workload == Workload::Scale {
-            (held, not_held) = scale::run(&settings.peers, &settings.scale, broker.as_ref()).await?;
+            (held, not_held) = scale::run(&settings.peers, &settings.scale).await?;
             println!("{}", scale::table(&held));
             not_held.iter().for_each(|line| println!("{line}"));
         } else {
-            all.push(of_workload(*workload, settings, broker.as_ref()).await);
+            all.push(of_workload(*workload, settings).await);
         }
     }
     let limits = if settings.limits { limits::run(settings.runs).await? } else { Vec::new() };
@@ -153,7 +151,7 @@ impl Measured {
 }
 
 /// All peers, one after the other; prints.
-async fn of_workload(workload: Workload, settings: &Settings, broker: Option<&Arc<Kafka>>) -> Measured {
+async fn of_workload(workload: Workload, settings: &Settings) -> Measured {
     let mut measured = Measured { workload, described: String::new(), rows: Vec::new(), not_run: Vec::new() };
     match Loads::new(workload, &settings.input) {
         Err(error) => measured.not_run.push(format!("NOT RUN: {}: {error:#}", workload.name())),
@@ -162,7 +160,7 @@ async fn of_workload(workload: Workload, settings: &Settings, broker: Option<&Ar
             println!("\n{}; {} runs of at most {} reports", measured.described, settings.runs, settings.reports);
             for who in &settings.peers {
                 // A peer that fails says so, and leaves the others their turn.
-                if let Err(error) = one(*who, settings, broker, &loads, &mut measured.rows).await {
+                if let Err(error) = one(*who, settings, &loads, &mut measured.rows).await {
                     measured.not_run.push(format!("NOT RUN: {}: {error:#}", name(*who)));
                 }
             }
@@ -177,18 +175,13 @@ fn name(who: Who) -> String {
     clap::ValueEnum::to_possible_value(&who).map_or(String::new(), |value| value.get_name().to_owned())
 }
 
-async fn one(
-    who: Who,
-    settings: &Settings,
-    broker: Option<&Arc<Kafka>>,
-    loads: &Loads,
-    rows: &mut Vec<Row>,
-) -> anyhow::Result<()> {
+async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) -> anyhow::Result<()> {
     match who {
         Who::Nearby => {
+            let broker = warm_broker().await?;
             for gateways in &settings.gateways {
                 let (mut loads, row) = (loads.again(), row("nearby", *gateways));
-                let mut peer = ours::Ours::start(broker.context("a broker")?, &loads, *gateways, 1).await?;
+                let mut peer = ours::Ours::start(Arc::clone(&broker), &loads, *gateways, 1).await?;
                 rows.push(block_in_place(|| measure(&mut peer, &mut loads, settings, settings.reports, row))?);
                 peer.stop()?;
             }

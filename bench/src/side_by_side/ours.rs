@@ -56,14 +56,14 @@ pub struct Ours {
 impl Ours {
     /// On a broker that nobody else uses meanwhile.
     pub async fn start(
-        broker: &Arc<kafka::Kafka>,
+        broker: Arc<kafka::Kafka>,
         loads: &Loads,
         gateways: usize,
         engine_threads: usize,
     ) -> anyhow::Result<Ours> {
         let load = Load { users: u32::try_from(loads.users())?, engine_threads, ..Load::W };
         let prefix = format!("{}-{gateways}.", loads.workload.name());
-        let cluster = Cluster::on(Arc::clone(broker), &prefix, gateways).await?;
+        let cluster = Cluster::on(broker, &prefix, gateways).await?;
         let served = Served::of(&load, World::at(loads.places.clone()), &loads.friends, cluster).await?;
         let restored = Instant::now();
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());

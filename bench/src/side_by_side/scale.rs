@@ -9,11 +9,9 @@ use super::redis;
 use super::tables::{self, rounded};
 use super::truth::Count;
 use super::{Who, name};
-use anyhow::Context;
-use nearby_e2e::kafka::Kafka;
+use crate::cluster::start_broker;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::block_in_place;
 
@@ -82,17 +80,13 @@ impl Held {
 }
 
 /// Tries peers; and says why not, of those that are not tried.
-pub async fn run(
-    peers: &[Who],
-    settings: &ScaleSettings,
-    broker: Option<&Arc<Kafka>>,
-) -> anyhow::Result<(Vec<Held>, Vec<String>)> {
+pub async fn run(peers: &[Who], settings: &ScaleSettings) -> anyhow::Result<(Vec<Held>, Vec<String>)> {
     let input = Input { users: settings.scale_users, friends: settings.scale_friends, recorded: None };
     let loads = Loads::new(Workload::Scale, &input)?;
     println!("\n{}", loads.described());
     let (mut held, mut not_run) = (Vec::new(), Vec::new());
     for who in peers {
-        match one(*who, settings, broker, loads.again()).await {
+        match one(*who, settings, loads.again()).await {
             Ok(peer) => held.push(peer),
             Err(error) => not_run.push(format!("NOT RUN: {}: {error:#}", name(*who))),
         }
@@ -100,17 +94,12 @@ pub async fn run(
     Ok((held, not_run))
 }
 
-async fn one(
-    who: Who,
-    settings: &ScaleSettings,
-    broker: Option<&Arc<Kafka>>,
-    mut loads: Loads,
-) -> anyhow::Result<Held> {
+async fn one(who: Who, settings: &ScaleSettings, mut loads: Loads) -> anyhow::Result<Held> {
     let (began, Input { users, friends, .. }) = (Instant::now(), loads.input.clone());
     match who {
         Who::Nearby => {
             let threads = std::thread::available_parallelism()?.get();
-            let mut peer = Ours::start(broker.context("a broker")?, &loads, GATEWAYS, threads).await?;
+            let mut peer = Ours::start(start_broker().await?, &loads, GATEWAYS, threads).await?;
             let start_s = began.elapsed().as_secs_f64();
             let tries = block_in_place(|| tries(&mut peer, &mut loads, settings))?;
             peer.stop()?;

@@ -24,6 +24,8 @@ pub struct Processor {
     /// Of that, in the thread that reads: a process has one. The rest is each engine's.
     pub read_cpu_s: f64,
     /// CPU-seconds more for an engine that tells anybody of a report, a million times.
+    /// In files from before it was measured it is in the costs of notices.
+    #[serde(default)]
     pub told_cpu_s: f64,
     /// CPU-seconds for a million looks at a friend: whether it is near.
     pub test_cpu_s: f64,

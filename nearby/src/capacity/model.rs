@@ -96,7 +96,8 @@ pub struct Plan {
     /// Of all processors together.
     pub processor_cpu_s_per_million_reports: f64,
     pub broker_cost: BrokerCost,
-    /// Part of the processors' time that each of them adds: hearing all reports, and sending its own batches.
+    /// Part of the processors' time that each of them adds: hearing all reports, and sending its own batches. (Telling grows too, until each
+    /// notice has an engine of its own; it is not in here.)
     pub hearing: f64,
     /// So many processors spend half of their time on that.
     pub processors_half_hearing: f64,
@@ -278,10 +279,10 @@ impl Planner<'_> {
         }
     }
 
-    /// Engines that tell anybody of a report, if viewers are spread over them evenly.
+    /// Engines that tell anybody of a report, if viewers are spread over them evenly. It is measured with one: that it grows so is reckoned.
     fn telling(&self, processors: f64) -> f64 {
         let engines = processors * self.machines.engine_threads;
-        engines * (1.0 - (1.0 - 1.0 / engines).powf(self.notices_per_s / self.reports_per_s))
+        engines * (1.0 - (1.0 - 1.0 / engines).powf(self.connected_friends * self.load.near + OWN_PLACE))
     }
 
     /// Of each processor.
