@@ -2,7 +2,7 @@
 
 use crate::cluster::Cluster;
 use crate::cpu;
-use crate::edge::{Edge, STEP};
+use crate::edge::Edge;
 use crate::least_squares;
 use crate::pipeline::{self, Cost, FAST_PER_S, Load, SLOW_PER_S, Served, WARM_UP};
 use crate::predictions;
@@ -17,7 +17,7 @@ use nearby_e2e::kafka;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 const CENTRES: u32 = 20;
@@ -51,7 +51,6 @@ const REPORTERS: i64 = 50;
 const REPORTS_EACH: usize = 2_000;
 const RESTORED: Duration = Duration::from_secs(3);
 const ROWS: usize = 300_000;
-const POLL: Duration = Duration::from_millis(100);
 /// IPv4, TCP with its timestamps, on Ethernet, of a frame and of the acknowledgement of two.
 const PACKET_BYTES: f64 = 66.0 * 1.5;
 
@@ -68,27 +67,23 @@ pub struct Settings {
 
 /// Measures, writes, and compares.
 pub async fn run(settings: &Settings) -> anyhow::Result<()> {
-    let mut measured = settings.coefficients.clone();
-    let mut bench = Bench::start().await?;
+    let mut bench = Bench { broker: pipeline::warm_broker().await?, loads: 0 };
     println!("what a report costs, in CPU-microseconds");
+    if settings.check_only {
+        return predictions::compare(&bench.checked().await?, &settings.coefficients);
+    }
     // What others do on the machine changes by the minute: what is predicted is measured before and after what it is predicted from.
-    let before = if settings.check_only { Vec::new() } else { bench.checked().await? };
-    let fit = if settings.check_only { None } else { Some(Fit::of(&mut bench).await?) };
-    let mut checked = bench.checked().await?;
-    if fit.is_some() {
-        checked = before.iter().zip(&checked).map(|(before, after)| before.mean(after)).collect();
-    }
-    if let Some(fit) = &fit {
-        // Costs that do not predict are not kept.
-        measured.set_extension("new");
-        let text = serde_json::to_string_pretty(&fit.with_others(&mut bench).await?).context("the costs as JSON")?;
-        println!("{text}");
-        std::fs::write(&measured, text + "\n")?;
-    }
-    predictions::compare(&checked, &measured.display().to_string())?;
-    if fit.is_some() {
-        std::fs::rename(&measured, &settings.coefficients)?;
-    }
+    let before = bench.checked().await?;
+    let fit = Fit::of(&mut bench).await?;
+    let after = bench.checked().await?;
+    let checked: Vec<Run> = before.iter().zip(&after).map(|(before, after)| before.mean(after)).collect();
+    // Costs that do not predict are not kept.
+    let measured = settings.coefficients.with_extension("new");
+    let text = serde_json::to_string_pretty(&fit.with_others(&mut bench).await?).context("the costs as JSON")?;
+    println!("{text}");
+    std::fs::write(&measured, text + "\n")?;
+    predictions::compare(&checked, &measured)?;
+    std::fs::rename(&measured, &settings.coefficients)?;
     Ok(())
 }
 
@@ -108,10 +103,6 @@ pub struct Run {
 }
 
 impl Bench {
-    async fn start() -> anyhow::Result<Bench> {
-        Ok(Bench { broker: pipeline::warm_broker().await?, loads: 0 })
-    }
-
     async fn cluster(&mut self, gateways: usize) -> anyhow::Result<Cluster> {
         self.loads += 1;
         Cluster::on(Arc::clone(&self.broker), &format!("load{}.", self.loads), gateways).await
@@ -410,18 +401,9 @@ async fn resident(cluster: &Cluster) -> anyhow::Result<(f64, f64)> {
 async fn report_cpu_us() -> anyhow::Result<f64> {
     let edge = Edge::start(&["--user-rate-per-s", "100000", "--user-burst", "100000"])?;
     let api = Api::new(&edge.cluster.ingest.url)?;
-    // An ingest learns of a gateway from its heartbeat.
-    let deadline = Instant::now() + STEP;
-    let gateway = loop {
-        match api.gateway().await {
-            Ok(gateway) => break gateway,
-            Err(error) if Instant::now() >= deadline => return Err(error.into()),
-            Err(_) => tokio::time::sleep(POLL).await,
-        }
-    };
     let mut reporters = Vec::new();
     for user in 1..=REPORTERS {
-        reporters.push(Connection::open(&gateway, &edge.token(user)?).await?);
+        reporters.push(Connection::open(&api.gateway().await?, &edge.token(user)?).await?);
     }
     let pid = edge.gateway.nearby.pid();
     let spent = cpu::of_process(pid)?;

@@ -5,6 +5,7 @@ use crate::pipeline;
 use anyhow::{Context, ensure};
 use nearby_e2e::nearby::Nearby;
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 
 /// A prediction that is further off is wrong.
@@ -12,7 +13,7 @@ const OFF_MAX: f64 = 0.25;
 const BATCHES: &str = "thousand batches";
 
 /// What was measured beside what the costs say of it.
-pub fn compare(checked: &[Run], coefficients: &str) -> anyhow::Result<()> {
+pub fn compare(checked: &[Run], coefficients: &Path) -> anyhow::Result<()> {
     let mut far_off = Vec::new();
     println!("\npredictions, beside what was measured; CPU-seconds per million reports");
     for run in checked {
@@ -33,7 +34,7 @@ pub fn compare(checked: &[Run], coefficients: &str) -> anyhow::Result<()> {
 }
 
 /// What `nearby capacity` says of processors and of the broker, which here has neither sinks nor gateways to read from it.
-fn predict(coefficients: &str, run: &Run) -> anyhow::Result<[f64; 3]> {
+fn predict(coefficients: &Path, run: &Run) -> anyhow::Result<[f64; 3]> {
     let Run { load, gateways, rate_per_s, cost } = run;
     // Without the notice of the reporter's own place.
     let near = ((cost.notices - 1.0) / f64::from(load.friends) / load.connected).clamp(1e-6, 1.0);
@@ -49,7 +50,7 @@ fn predict(coefficients: &str, run: &Run) -> anyhow::Result<[f64; 3]> {
         ("--processors", load.processors.to_string()),
         ("--replicas", "1".to_owned()),
         ("--cores", std::thread::available_parallelism()?.to_string()),
-        ("--coefficients", coefficients.to_owned()),
+        ("--coefficients", coefficients.display().to_string()),
     ];
     let flags = settings.iter().flat_map(|(flag, value)| [*flag, value.as_str()]);
     let arguments: Vec<&str> = ["capacity", "--json"].into_iter().chain(flags).collect();

@@ -223,11 +223,10 @@ impl Client {
         let mut line = Raw::connect(&self.base, STEP).await?;
         let phase = interval.mul_f64(rand::random());
         let mut turn = tokio::time::interval_at(Instant::now() + phase, interval);
-        while let Ok(at) = tokio::time::timeout_at(self.until, turn.tick()).await {
-            // One that is overdue is there at once.
-            if at >= self.until {
-                break;
-            }
+        // A turn that is overdue is there at once, however late it is.
+        while let Ok(at) = tokio::time::timeout_at(self.until, turn.tick()).await
+            && at < self.until
+        {
             if interval > IDLE_MAX {
                 line = Raw::connect(&self.base, STEP).await?;
             }

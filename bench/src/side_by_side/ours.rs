@@ -68,8 +68,8 @@ impl Ours {
         let restored = Instant::now();
         let (listen, gateways) = (format!("127.0.0.1:{}", free_port()?), gateways.to_string());
         let brokers = served.cluster.kafka.brokers.clone();
-        let arguments = ["gateway-topics", "--brokers", &brokers, "--topic-prefix", &prefix];
-        let arguments = [&arguments[..], &["--gateways", &gateways, "--listen", &listen]].concat();
+        let at = ["--brokers", &brokers, "--topic-prefix", &prefix, "--listen", &listen];
+        let arguments = [&["gateway-topics", "--gateways", &gateways], &at[..]].concat();
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
         let reports = served.reports().await?;
