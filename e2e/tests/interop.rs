@@ -142,8 +142,8 @@ impl Deployment {
             _ => programs::python("write.py", &args)?,
         };
         let said: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
-        let update = socket.wait_frame("update", STEP).await.with_context(|| format!("{by} wrote"))?;
-        ensure!(update["moved"][0]["id"] == user && update["moved"][0]["lat"] == lat, "{by}: {update}");
+        let seen = socket.wait_friend(user.parse()?, STEP, |seen| seen["lat"] == lat).await;
+        seen.with_context(|| format!("{by} wrote"))?;
         let rows = format!(
             "select kafka_partition from nearby.location_history where user_id = {user} and round(lat::numeric, 2) = {lat}"
         );

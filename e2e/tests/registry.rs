@@ -263,14 +263,12 @@ impl Watch {
     }
 
     async fn wait_for(&mut self, n: i64) -> anyhow::Result<()> {
-        loop {
-            let update = self.socket.wait_frame("update", STEP).await.with_context(|| format!("report {n}"))?;
-            if update["moved"][0]["updated_at_ms"] == self.now_ms + n {
-                let lat = update["moved"][0]["lat"].as_f64().context("a latitude")?;
-                ensure!((lat * 1000.0 - n as f64).abs() < 1e-6, "{update}");
-                return Ok(());
-            }
-        }
+        let updated_at_ms = self.now_ms + n;
+        let seen = self.socket.wait_friend(self.ben, STEP, |seen| seen["updated_at_ms"] == updated_at_ms).await;
+        let seen = seen.with_context(|| format!("report {n}"))?;
+        let lat = seen["lat"].as_f64().context("a latitude")?;
+        ensure!((lat * 1000.0 - n as f64).abs() < 1e-6, "{seen}");
+        Ok(())
     }
 }
 
