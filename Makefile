@@ -82,8 +82,8 @@ bench: ## What the design has goals for, on a real broker, and this pipeline bes
 	target/release/nearby-bench transports --duration-s 10
 	target/release/nearby-bench sink --partitions 4 --reports 300000
 	target/release/nearby-bench sink --delay --partitions 16
-	$(SIDE_BY_SIDE) --reports 100000 --slow-reports 4000 --latency-s 3 --limits --json target/side-by-side.json --svg target/side-by-side.svg
-	$(SIDE_BY_SIDE) --workload gowalla,taxis,scale --peers nearby,redis,polling --gateways 2 --reports 100000 --slow-reports 4000 --latency-s 3 \
+	$(SIDE_BY_SIDE) --reports 100000 --slow-reports 10000 --latency-s 3 --limits --json target/side-by-side.json --svg target/side-by-side.svg
+	$(SIDE_BY_SIDE) --workload gowalla,taxis,scale --peers nearby,redis,polling --gateways 2 --reports 100000 --slow-reports 6000 --latency-s 3 \
 	  --scale-rate-per-s 14000 --scale-s 4 --json target/side-by-side-more.json --svg target/side-by-side-recorded.svg
 	target/release/nearby-bench capacity
 

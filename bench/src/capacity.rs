@@ -4,7 +4,7 @@ use crate::cluster::Cluster;
 use crate::cpu;
 use crate::edge::Edge;
 use crate::least_squares;
-use crate::pipeline::{self, Cost, FAST_PER_S, Load, SLOW_PER_S, Served, WARM_UP};
+use crate::pipeline::{self, Cost, FAST_PER_S, Load, SLOW_PER_S, Served, TOPICS_WARM_UP, WARM_UP};
 use crate::predictions;
 use crate::processor::Processor;
 use crate::reports;
@@ -41,8 +41,8 @@ const MANY_GATEWAYS: usize = 400;
 const BATCH_INTERVAL_MAX_S: f64 = 0.050;
 const STEADY: Duration = Duration::from_secs(6);
 /// Places of so many users, and lists of so many, with so many friends, are weighed.
-const PLACES: u32 = 500_000;
-const LISTS: u32 = 100_000;
+const PLACES: u32 = 1_000_000;
+const LISTS: u32 = 200_000;
 const LIST_FRIENDS: u32 = 400;
 const SOCKETS: usize = 5_000;
 const SOCKETS_TIME: Duration = Duration::from_secs(6);
@@ -111,7 +111,7 @@ impl Bench {
     async fn run(&mut self, load: Load, gateways: usize, rates_per_s: &[u64]) -> anyhow::Result<Vec<Run>> {
         let mut served = Served::start(&load, self.cluster(gateways).await?).await?;
         let runs = at(&mut served, load, gateways, rates_per_s).await?;
-        served.end()?;
+        served.end().await?;
         Ok(runs)
     }
 
@@ -131,7 +131,7 @@ impl Bench {
         let mut served = Served::start(&load, self.cluster(FEW_GATEWAYS).await?).await?;
         let runs = at(&mut served, load, FEW_GATEWAYS, rates_per_s).await?;
         let (taken, handed) = served.broker_in_bulk_us(REPORTS_IN_BULK).await?;
-        served.end()?;
+        served.end().await?;
         println!("  in bulk: the broker takes a report in for {taken:.3}, and hands it over for {handed:.3}");
         Ok((runs, (taken, handed)))
     }
@@ -140,8 +140,9 @@ impl Bench {
 /// What is served, at steady rates.
 async fn at(served: &mut Served, load: Load, gateways: usize, rates_per_s: &[u64]) -> anyhow::Result<Vec<Run>> {
     let mut runs = Vec::new();
+    let mut warm_up = if gateways > FEW_GATEWAYS { TOPICS_WARM_UP } else { WARM_UP };
     for rate_per_s in rates_per_s {
-        served.warm_up(*rate_per_s, WARM_UP).await?;
+        served.warm_up(*rate_per_s, std::mem::replace(&mut warm_up, WARM_UP)).await?;
         let cost = served.cost(*rate_per_s, STEADY).await?;
         println!("  {load}, {gateways} gateways, {rate_per_s} reports/s: {cost:.3?}");
         runs.push(Run { load, gateways, rate_per_s: *rate_per_s as f64, cost });

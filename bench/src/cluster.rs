@@ -8,13 +8,14 @@ use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::topics::TopicSpec;
 use nearby_schemas::{FriendList, GatewayHeartbeat, GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Appender, Outgoing};
-use nearby_service::kafka::Kafka;
+use nearby_service::kafka::{Kafka, REQUEST_TIMEOUT};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::MetadataTopic;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, block_in_place};
 
 pub const PARTITIONS: i32 = 16;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
@@ -154,6 +155,20 @@ impl Drop for Cluster {
 pub async fn start_broker() -> anyhow::Result<Arc<kafka::Kafka>> {
     let broker = tokio::task::spawn_blocking(kafka::Kafka::start).await.context("starting Kafka")??;
     Ok(Arc::new(broker))
+}
+
+/// Removes the topics whose names begin so.
+pub async fn remove(kafka: &Kafka, prefix: &str) -> anyhow::Result<()> {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
+    let metadata = block_in_place(|| admin.inner().fetch_metadata(None, REQUEST_TIMEOUT)).context("the topics")?;
+    let names = metadata.topics().iter().map(MetadataTopic::name).filter(|name| name.starts_with(prefix));
+    for names in names.collect::<Vec<_>>().chunks(TOPICS_AT_ONCE) {
+        for removed in admin.delete_topics(names, &AdminOptions::new()).await.context("removing topics")? {
+            removed.map_err(|(name, code)| anyhow::anyhow!("topic {name}: {code}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Creates topics, each with one replica.

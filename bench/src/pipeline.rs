@@ -1,7 +1,7 @@
 //! A processor process as users start it, on a broker on the same cores: how fast it catches up, whether it keeps up with a
 //! steady rate, and what each of its threads costs.
 
-use crate::cluster::{Cluster, start_broker};
+use crate::cluster::{Cluster, remove, start_broker};
 use crate::cpu;
 use crate::processor::{Counters, Processor};
 use crate::reports::report;
@@ -28,10 +28,10 @@ const BEHIND_MAX: Duration = Duration::from_secs(1);
 /// Steady rates.
 pub const SLOW_PER_S: u64 = 50_000;
 pub const FAST_PER_S: u64 = 150_000;
-/// Before each measurement.
+/// Before each measurement, where topics are few.
 pub const WARM_UP: Duration = Duration::from_secs(3);
 /// A topic's first batch is the dearest, and there may be a thousand.
-const TOPICS_WARM_UP: Duration = Duration::from_secs(8);
+pub const TOPICS_WARM_UP: Duration = Duration::from_secs(8);
 /// The broker's virtual machine compiles what runs often, and only then.
 const BROKER_WARM_UP: Duration = Duration::from_secs(14);
 const BROKER_WARM_UP_GATEWAYS: usize = 40;
@@ -93,7 +93,7 @@ pub async fn warm_broker() -> anyhow::Result<Arc<kafka::Kafka>> {
     let mut served = Served::start(&Load::W, cluster).await?;
     served.warm_up(SLOW_PER_S, BROKER_WARM_UP / 2).await?;
     served.warm_up(FAST_PER_S, BROKER_WARM_UP / 2).await?;
-    served.end()?;
+    served.end().await?;
     Ok(broker)
 }
 
@@ -147,7 +147,7 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
         if settings.rate_per_s > 0 {
             served.keep_up(settings.rate_per_s, Duration::from_secs(settings.steady_s)).await?;
         }
-        served.end()?;
+        served.end().await?;
     }
     Ok(())
 }
@@ -194,9 +194,11 @@ impl Served {
         Ok(Served { cluster, processors: started, world, viewers: load.viewers() })
     }
 
-    /// Ends the processors.
-    pub fn end(mut self) -> anyhow::Result<()> {
-        self.processors.iter_mut().try_for_each(|processor| processor.program.terminate().map(drop))
+    /// Ends the processors, and removes the topics: the next load is not to pay for these. An end in order would wait for
+    /// other processors to take over.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        self.processors.iter_mut().try_for_each(|processor| processor.program.kill9())?;
+        remove(&self.cluster.kafka, &self.cluster.prefix).await
     }
 
     /// Everything is written while the processor stands still; then it catches up.

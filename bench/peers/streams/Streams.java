@@ -25,7 +25,7 @@ import org.apache.kafka.streams.state.Stores;
  * these (and one for the user) goes to the viewer's partition, and there a store has each viewer's place and those of the friends.
  *
  * Records are fixed binary, big-endian: report {lat int, lon int, due long}, list {user long}..., notification {friend long, lat int,
- * lon int, distance in decimetres int, -1 when the friend left, due long}. Keys are users, long.
+ * lon int, distance in decimetres int, -1 when the friend left, due long}. Keys are users, long. Topics begin with the name.
  */
 public class Streams {
     static final double RADIUS_M = 8000, EARTH_RADIUS_M = 6371008.8;
@@ -36,9 +36,9 @@ public class Streams {
     static final int HEAD_BYTES = 8, FRIEND_BYTES = 16;
 
     public static void main(String[] arguments) throws Exception {
-        String brokers = arguments[0], store = arguments[1], folder = arguments[2], threads = arguments[3];
+        String brokers = arguments[0], name = arguments[1], store = arguments[2], folder = arguments[3], threads = arguments[4];
         Properties settings = new Properties();
-        settings.put(StreamsConfig.APPLICATION_ID_CONFIG, "streams");
+        settings.put(StreamsConfig.APPLICATION_ID_CONFIG, name);
         settings.put(StreamsConfig.BOOTSTRAP_SERVERS_CONFIG, brokers);
         settings.put(StreamsConfig.STATE_DIR_CONFIG, folder);
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, threads);
@@ -50,7 +50,7 @@ public class Streams {
         settings.put(StreamsConfig.producerPrefix("batch.size"), "131072");
         settings.put(StreamsConfig.consumerPrefix("auto.offset.reset"), "earliest");
         settings.put(StreamsConfig.consumerPrefix("max.poll.records"), "5000");
-        KafkaStreams streams = new KafkaStreams(topology(store.equals("rocksdb")).build(), settings);
+        KafkaStreams streams = new KafkaStreams(topology(name, store.equals("rocksdb")).build(), settings);
         streams.setStateListener((now, before) -> {
             if (now == KafkaStreams.State.RUNNING) System.out.println("ready");
             if (now == KafkaStreams.State.ERROR) System.exit(1);
@@ -59,20 +59,20 @@ public class Streams {
         streams.start();
     }
 
-    static StreamsBuilder topology(boolean rocksdb) {
+    static StreamsBuilder topology(String name, boolean rocksdb) {
         Serde<Long> user = Serdes.Long();
         Serde<byte[]> bytes = Serdes.ByteArray();
         StreamsBuilder builder = new StreamsBuilder();
         // Without changelogs: whoever loses a store here loses what was shown. Cheaper than in production.
         builder.addStateStore(Stores.keyValueStoreBuilder(supplier("views", rocksdb), user, bytes).withLoggingDisabled());
-        var lists = builder.table("streams-lists", Consumed.with(user, bytes),
+        var lists = builder.table(name + "-lists", Consumed.with(user, bytes),
             Materialized.<Long, byte[]>as(supplier("lists", rocksdb)).withKeySerde(user).withValueSerde(bytes).withLoggingDisabled());
-        builder.stream("streams-reports", Consumed.with(user, bytes))
+        builder.stream(name + "-reports", Consumed.with(user, bytes))
             .join(lists, (report, list) -> new byte[][] {report, list})
             .flatMap(Streams::fanOut)
             .repartition(Repartitioned.with(user, bytes).withName("viewers"))
             .process(Views::new, "views")
-            .to("streams-notifications", Produced.with(user, bytes));
+            .to(name + "-notifications", Produced.with(user, bytes));
         return builder;
     }
 

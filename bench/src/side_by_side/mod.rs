@@ -14,6 +14,7 @@ mod polling;
 pub mod redis;
 mod resp;
 mod scale;
+mod standing;
 pub mod streams;
 mod svg;
 mod table;
@@ -21,14 +22,13 @@ mod tables;
 pub mod tile38;
 mod truth;
 
-use crate::pipeline::warm_broker;
 use anyhow::Context;
 use loads::{Input, Loads, Workload};
 use measured::{Row, measure};
 use polling::Distance;
 use serde_json::{Value, json};
+use standing::Standing;
 use std::path::PathBuf;
-use std::sync::Arc;
 use streams::{Stores, Streams};
 use tokio::task::block_in_place;
 
@@ -54,7 +54,7 @@ pub struct Settings {
     /// Reports of a run; of a recording at most its part
     #[arg(long, default_value_t = 400_000)]
     reports: usize,
-    /// The same for Kafka Streams and polling, which take a hundred times as long, and a tenth of it for Tile38, which takes thousands of times
+    /// The same for Kafka Streams and polling (and as many questions), which take a hundred times as long, and a 25th of it for Tile38, which takes thousands of times
     #[arg(long, default_value_t = 100_000)]
     slow_reports: usize,
     /// Runs in each setting, in the same processes
@@ -101,15 +101,17 @@ pub async fn run(settings: &Settings) -> anyhow::Result<()> {
     let (machine, shared) = (machine::described(), machine::is_shared());
     machine.iter().for_each(|(name, value)| println!("{name}: {value}"));
     let (mut all, mut held, mut not_held) = (Vec::new(), Vec::new(), Vec::new());
+    let mut broker = Standing::default();
     for workload in &settings.workload {
         if *workload == Workload::Scale {
-            (held, not_held) = scale::run(&settings.peers, &settings.scale).await?;
+            (held, not_held) = scale::run(&settings.peers, &settings.scale, &mut broker).await?;
             println!("{}", scale::table(&held));
             not_held.iter().for_each(|line| println!("{line}"));
         } else {
-            all.push(of_workload(*workload, settings).await);
+            all.push(of_workload(*workload, settings, &mut broker).await);
         }
     }
+    drop(broker);
     let limits = if settings.limits { limits::run(settings.runs).await? } else { Vec::new() };
     if settings.limits {
         println!("{}", limits::table(&limits));
@@ -151,7 +153,7 @@ impl Measured {
 }
 
 /// All peers, one after the other; prints.
-async fn of_workload(workload: Workload, settings: &Settings) -> Measured {
+async fn of_workload(workload: Workload, settings: &Settings, broker: &mut Standing) -> Measured {
     let mut measured = Measured { workload, described: String::new(), rows: Vec::new(), not_run: Vec::new() };
     match Loads::new(workload, &settings.input) {
         Err(error) => measured.not_run.push(format!("NOT RUN: {}: {error:#}", workload.name())),
@@ -160,7 +162,7 @@ async fn of_workload(workload: Workload, settings: &Settings) -> Measured {
             println!("\n{}; {} runs of at most {} reports", measured.described, settings.runs, settings.reports);
             for who in &settings.peers {
                 // A peer that fails says so, and leaves the others their turn.
-                if let Err(error) = one(*who, settings, &loads, &mut measured.rows).await {
+                if let Err(error) = one(*who, settings, &loads, broker, &mut measured.rows).await {
                     measured.not_run.push(format!("NOT RUN: {}: {error:#}", name(*who)));
                 }
             }
@@ -175,15 +177,21 @@ fn name(who: Who) -> String {
     clap::ValueEnum::to_possible_value(&who).map_or(String::new(), |value| value.get_name().to_owned())
 }
 
-async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) -> anyhow::Result<()> {
+async fn one(
+    who: Who,
+    settings: &Settings,
+    loads: &Loads,
+    broker: &mut Standing,
+    rows: &mut Vec<Row>,
+) -> anyhow::Result<()> {
     match who {
         Who::Nearby => {
-            let broker = warm_broker().await?;
+            let at_work = broker.go_on().await?;
             for gateways in &settings.gateways {
                 let (mut loads, row) = (loads.again(), row("nearby", *gateways));
-                let mut peer = ours::Ours::start(Arc::clone(&broker), &loads, *gateways, 1).await?;
+                let mut peer = ours::Ours::start(at_work.broker(), &loads, *gateways, 1).await?;
                 rows.push(block_in_place(|| measure(&mut peer, &mut loads, settings, settings.reports, row))?);
-                peer.stop()?;
+                peer.stop().await?;
             }
         }
         Who::Redis => {
@@ -196,11 +204,13 @@ async fn one(who: Who, settings: &Settings, loads: &Loads, rows: &mut Vec<Row>) 
             }
         }
         Who::Streams => {
+            let at_work = broker.go_on().await?;
             for stores in [Stores::Memory, Stores::RocksDb] {
                 let mut loads = loads.again();
-                let mut peer = Streams::start(&loads, stores).await?;
+                let mut peer = Streams::start(at_work.broker(), &loads, stores).await?;
                 let row = Row { peer: "streams", setting: stores.name().to_owned(), ..Row::default() };
                 rows.push(block_in_place(|| measure(&mut peer, &mut loads, settings, settings.slow_reports, row))?);
+                peer.stop().await?;
             }
         }
         Who::Polling => {

@@ -76,8 +76,10 @@ impl Ours {
         Ok(Ours { served, gateways, heard_at: listen, driver: Driver::new(&brokers)?, reports, restored })
     }
 
-    pub fn stop(self) -> anyhow::Result<()> {
-        self.served.end()
+    /// Ends them, and removes their topics.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        drop(self.gateways);
+        self.served.end().await
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a small team would build first: a table of positions in Postgres, and every viewer asks it for the friends within the
 //! radius every 30 s.
 //!
-//! Time is pretended: in every 30 s everybody reports once and asks once, in orders of their own, and the next 30 s begin when Postgres has
-//! done that. So CPU time a report is that of the true rate, and how old what a viewer sees is comes from the pretended times.
+//! Time is pretended: in every 30 s everybody reports once and asks once, in orders of their own, and it goes on as fast as Postgres does.
+//! So CPU time a report is that of the true rate, and how old what a viewer sees is comes from the pretended times.
 
 use super::Settings;
 use super::heard::Latency;
@@ -11,7 +11,7 @@ use super::measured::{Row, Run};
 use super::truth::Count;
 use crate::cpu;
 use crate::workload::{Move, user_id};
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nearby_e2e::postgres::Postgres;
 use sqlx::{Connection, PgConnection, Row as _};
 use std::collections::{HashMap, HashSet};
@@ -24,7 +24,7 @@ const TOGETHER: usize = 200;
 const CONNECTIONS: usize = 4;
 /// Between the numbers of users who ask one after the other: they do so in another order than they report in.
 const STRIDE: u64 = 7_919;
-/// Statistics and free space after the table is filled.
+/// Statistics and free space, before what is measured.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// How the distance is found.
@@ -102,18 +102,21 @@ pub async fn run(settings: &Settings, mut loads: Loads, reports: usize, distance
     let pid = postgres.pid().context("Postgres runs")?;
     let mut row = Row { peer: "polling", setting: distance.name().to_owned(), ..Row::default() };
     let mut stale_us = Vec::new();
+    let places: Vec<Move> = (0..).zip(loads.places.iter().copied()).collect();
+    for together in places.chunks(TOGETHER) {
+        polling.report(together).await?;
+    }
+    postgres.psql("analyze")?;
     for number in 0..=settings.runs {
-        // The first one fills the table, and every viewer's screen.
-        let wanted = if number == 0 { loads.users() } else { reports.next_multiple_of(loads.users()) };
-        let (mut moves, truth) = loads.run(wanted, settings.runs + 1);
-        if number == 0 {
-            moves.splice(0..0, (0..).zip(loads.places.iter().copied()));
-        }
+        // The first one fills every viewer's screen.
+        let wanted = if number == 0 { loads.users() } else { reports };
+        let (moves, truth) = loads.run(wanted, settings.runs + 1);
+        ensure!(
+            number > 0 || moves.len() == loads.users(),
+            "a part of the recording is too short for everybody to ask"
+        );
         let (began, before_s) = (Instant::now(), cpu::of_family(pid)?);
-        let mut told = Count::default();
-        for round in moves.chunks(loads.users()) {
-            told += polling.round(round, &mut stale_us).await?;
-        }
+        let told = polling.go_on(&moves, &mut stale_us).await?;
         if number == 0 {
             stale_us.clear();
             postgres.psql("vacuum analyze")?;
@@ -129,7 +132,12 @@ pub async fn run(settings: &Settings, mut loads: Loads, reports: usize, distance
     let stale = Latency::of(stale_us);
     let [p50, p95, p99, max] = [stale.p50_us, stale.p95_us, stale.p99_us, stale.max_us].map(|us| us / 1_000_000);
     row.note = format!(
-        "what a viewer is shown is p50 {p50} s, p95 {p95} s, p99 {p99} s, at most {max} s old; two reports between two questions are told once"
+        "what a viewer is shown is p50 {p50} s, p95 {p95} s, p99 {p99} s, at most {max} s old; two reports between two questions are told once{}",
+        if reports < loads.users() {
+            "; a run is shorter than 30 s, and its first questions tell of the run before"
+        } else {
+            ""
+        }
     );
     Ok(row)
 }
@@ -140,7 +148,8 @@ struct Polling {
     askers: Vec<PgConnection>,
     /// By user: whom the screen shows, and when that one had reported.
     screens: Vec<HashMap<i64, i64>>,
-    now_ms: u64,
+    /// Reports so far.
+    done: u64,
 }
 
 impl Polling {
@@ -160,29 +169,18 @@ impl Polling {
             askers.push(PgConnection::connect(&url).await?);
         }
         let screens = vec![HashMap::new(); loads.users()];
-        Ok(Polling { distance, writer, askers, screens, now_ms: 0 })
+        Ok(Polling { distance, writer, askers, screens, done: 0 })
     }
 
-    /// 30 s in which everybody reports once and asks once.
-    async fn round(&mut self, moves: &[Move], stale_us: &mut Vec<u64>) -> anyhow::Result<Count> {
-        let (users, mut count) = (self.screens.len() as u64, Count::default());
-        let at_ms = |number: u64| self.now_ms + number * INTERVAL_MS / users;
-        let mut asked = 0;
-        for (number, together) in (0_u64..).step_by(TOGETHER).zip(moves.chunks(TOGETHER)) {
-            let (mut ids, mut lats, mut lons, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            for (nth, (user, place)) in (number..).zip(latest(together)) {
-                ids.push(user_id(user).0);
-                lats.push(place.lat());
-                lons.push(place.lon());
-                times.push(i64::try_from(at_ms(nth))?);
-            }
-            let upsert = sqlx::query(self.distance.upsert()).bind(ids).bind(lats).bind(lons).bind(times);
-            upsert.execute(&mut self.writer).await.context("an upsert")?;
-            let upto = number + together.len() as u64;
-            let viewers: Vec<(u64, u32)> = (asked..upto)
-                .map(|nth| Ok((at_ms(nth), u32::try_from((nth * STRIDE) % users)?)))
+    /// Reports, and between them as many questions.
+    async fn go_on(&mut self, moves: &[Move], stale_us: &mut Vec<u64>) -> anyhow::Result<Count> {
+        let mut count = Count::default();
+        for together in moves.chunks(TOGETHER) {
+            let from = self.done;
+            self.report(together).await?;
+            let viewers: Vec<(u64, u32)> = (from..self.done)
+                .map(|nth| Ok((self.at_ms(nth), u32::try_from((nth * STRIDE) % self.users())?)))
                 .collect::<anyhow::Result<_>>()?;
-            asked = upto;
             let each = viewers.len().div_ceil(CONNECTIONS).max(1);
             let (sql, parts) = (self.distance.ask(), viewers.chunks(each));
             let answers = self.askers.iter_mut().zip(parts).map(|(asker, part)| ask(asker, sql, part));
@@ -190,8 +188,31 @@ impl Polling {
                 count += shown(&mut self.screens[viewer as usize], seen, now_ms, stale_us);
             }
         }
-        self.now_ms += INTERVAL_MS;
         Ok(count)
+    }
+
+    /// One upsert.
+    async fn report(&mut self, together: &[Move]) -> anyhow::Result<()> {
+        let (mut ids, mut lats, mut lons, mut times) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (nth, (user, place)) in (self.done..).zip(latest(together)) {
+            ids.push(user_id(user).0);
+            lats.push(place.lat());
+            lons.push(place.lon());
+            times.push(i64::try_from(self.at_ms(nth))?);
+        }
+        let upsert = sqlx::query(self.distance.upsert()).bind(ids).bind(lats).bind(lons).bind(times);
+        upsert.execute(&mut self.writer).await.context("an upsert")?;
+        self.done += together.len() as u64;
+        Ok(())
+    }
+
+    /// When that report is made, in pretended time.
+    fn at_ms(&self, nth: u64) -> u64 {
+        nth * INTERVAL_MS / self.users()
+    }
+
+    fn users(&self) -> u64 {
+        self.screens.len() as u64
     }
 }
 

@@ -6,10 +6,10 @@ use super::loads::{Input, Loads, Workload};
 use super::measured::{Driven, Peer, driven, millions, per_million};
 use super::ours::Ours;
 use super::redis;
+use super::standing::Standing;
 use super::tables::{self, rounded};
 use super::truth::Count;
 use super::{Who, name};
-use crate::cluster::start_broker;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ const GATEWAYS: usize = 2;
 const FACTOR: f64 = 1.4;
 const TRIES_MAX: usize = 9;
 const BEHIND_MAX: Duration = Duration::from_secs(1);
-/// Connections are warm, and the broker's code is compiled, after so long at the first rate.
+/// Connections and topics are warm after so long at the first rate.
 const WARM_UP_S: u64 = 2;
 /// On two cores, by what the peers do in W.
 const STREAMS_RECORDS_PER_S: u64 = 300_000;
@@ -80,13 +80,17 @@ impl Held {
 }
 
 /// Tries peers; and says why not, of those that are not tried.
-pub async fn run(peers: &[Who], settings: &ScaleSettings) -> anyhow::Result<(Vec<Held>, Vec<String>)> {
+pub async fn run(
+    peers: &[Who],
+    settings: &ScaleSettings,
+    broker: &mut Standing,
+) -> anyhow::Result<(Vec<Held>, Vec<String>)> {
     let input = Input { users: settings.scale_users, friends: settings.scale_friends, recorded: None };
     let loads = Loads::new(Workload::Scale, &input)?;
     println!("\n{}", loads.described());
     let (mut held, mut not_run) = (Vec::new(), Vec::new());
     for who in peers {
-        match one(*who, settings, loads.again()).await {
+        match one(*who, settings, loads.again(), broker).await {
             Ok(peer) => held.push(peer),
             Err(error) => not_run.push(format!("NOT RUN: {}: {error:#}", name(*who))),
         }
@@ -94,18 +98,21 @@ pub async fn run(peers: &[Who], settings: &ScaleSettings) -> anyhow::Result<(Vec
     Ok((held, not_run))
 }
 
-async fn one(who: Who, settings: &ScaleSettings, mut loads: Loads) -> anyhow::Result<Held> {
-    let (began, Input { users, friends, .. }) = (Instant::now(), loads.input.clone());
+async fn one(who: Who, settings: &ScaleSettings, mut loads: Loads, broker: &mut Standing) -> anyhow::Result<Held> {
+    let Input { users, friends, .. } = loads.input.clone();
     match who {
         Who::Nearby => {
             let threads = std::thread::available_parallelism()?.get();
-            let mut peer = Ours::start(start_broker().await?, &loads, GATEWAYS, threads).await?;
+            let at_work = broker.go_on().await?;
+            let began = Instant::now();
+            let mut peer = Ours::start(at_work.broker(), &loads, GATEWAYS, threads).await?;
             let start_s = began.elapsed().as_secs_f64();
             let tries = block_in_place(|| tries(&mut peer, &mut loads, settings))?;
-            peer.stop()?;
+            peer.stop().await?;
             Ok(Held { peer: "nearby", start_s, tries })
         }
         Who::Redis => block_in_place(|| {
+            let began = Instant::now();
             let mut peer = redis::start(&loads, GATEWAYS)?;
             let start_s = began.elapsed().as_secs_f64();
             Ok(Held { peer: "redis", start_s, tries: tries(&mut peer, &mut loads, settings)? })

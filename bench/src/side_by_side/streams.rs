@@ -1,4 +1,4 @@
-//! Kafka Streams: `bench/peers/streams/Streams.java`, on a broker of its own, with its stores in memory or in RocksDB.
+//! Kafka Streams: `bench/peers/streams/Streams.java`, on the same broker as `nearby`, with its stores in memory or in RocksDB.
 
 use super::driver::{Pace, now_us};
 use super::heard::Heard;
@@ -7,7 +7,7 @@ use super::loads::Loads;
 use super::machine::made;
 use super::measured::{Gauge, Peer};
 use super::truth::Count;
-use crate::cluster::{PARTITIONS, create};
+use crate::cluster::{PARTITIONS, create, remove};
 use crate::workload::{Move, user_id};
 use anyhow::{Context, ensure};
 use nearby_e2e::kafka::Kafka as Broker;
@@ -23,14 +23,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const REPORTS: &str = "streams-reports";
-const LISTS: &str = "streams-lists";
-const NOTIFICATIONS: &str = "streams-notifications";
-/// Its application id names the group, and this topic.
-const GROUP: &str = "streams";
-const VIEWERS: &str = "streams-viewers-repartition";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const DONE_LIMIT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(50);
@@ -41,6 +36,8 @@ const RECORDS_AT_ONCE: usize = 5_000;
 pub struct GatewaySettings {
     #[arg(long)]
     brokers: String,
+    #[arg(long)]
+    topic: String,
     /// Where the counters are
     #[arg(long)]
     listen: String,
@@ -69,34 +66,38 @@ pub struct Streams {
     gateways: Nearby,
     heard_at: String,
     driver: Driver,
+    /// Its application id: it names the group and the topics.
+    name: String,
     /// Of its group: what it has done.
     group: BaseConsumer,
-    broker: Broker,
+    broker: Arc<Broker>,
     _state: Home,
 }
 
 impl Streams {
-    pub async fn start(loads: &Loads, stores: Stores) -> anyhow::Result<Streams> {
+    /// On a broker that nobody else uses meanwhile.
+    pub async fn start(broker: Arc<Broker>, loads: &Loads, stores: Stores) -> anyhow::Result<Streams> {
         let libraries = made("streams-libs").context("its jars are missing: bench/setup.sh fetches them")?;
-        let broker = Broker::start()?;
         let brokers = broker.bootstrap();
         let kafka = Kafka::at(brokers.clone(), "");
-        create(&kafka, &[REPORTS, LISTS, NOTIFICATIONS].map(topic)).await?;
-        write_lists(&kafka, loads).await?;
+        let name = format!("{}-{}", loads.workload.name(), stores.name());
+        let [reports, lists, notifications] = ["reports", "lists", "notifications"].map(|of| format!("{name}-{of}"));
+        create(&kafka, &[&reports, &lists, &notifications].map(|name| spec(name))).await?;
+        write_lists(&kafka, &lists, loads).await?;
         let state = Home::new("streams")?;
         let (listen, threads) = (format!("127.0.0.1:{}", free_port()?), std::thread::available_parallelism()?);
         let (class_path, program) =
             (format!("{}/*", libraries.display()), root().join("bench/peers/streams/Streams.java"));
         let (program, folder) = (program.to_string_lossy(), state.path().to_string_lossy());
-        let arguments = ["-cp", &class_path, &program, &brokers, stores.name(), &folder, &threads.to_string()];
+        let arguments = ["-cp", &class_path, &program, &brokers, &name, stores.name(), &folder, &threads.to_string()];
         let mut streams = Nearby::start_program(Path::new("java"), &arguments, &[])?;
         streams.wait_line("ready", START_LIMIT)?;
-        let arguments = ["streams-gateways", "--brokers", &brokers, "--listen", &listen];
+        let arguments = ["streams-gateways", "--brokers", &brokers, "--topic", &notifications, "--listen", &listen];
         let mut gateways = Nearby::start_program(&std::env::current_exe()?, &arguments, &[])?;
         gateways.wait_line("ready", START_LIMIT)?;
-        let group = ClientConfig::new().set("bootstrap.servers", &brokers).set("group.id", GROUP).create()?;
+        let group = ClientConfig::new().set("bootstrap.servers", &brokers).set("group.id", &name).create()?;
         let driver = Driver::new(&brokers)?;
-        let mut started = Streams { streams, gateways, heard_at: listen, driver, group, broker, _state: state };
+        let mut started = Streams { streams, gateways, heard_at: listen, driver, name, group, broker, _state: state };
         // Everybody has reported once.
         let places: Vec<Move> = (0..).zip(loads.places.iter().copied()).collect();
         started.drive(&places, Pace::Fastest)?;
@@ -105,6 +106,13 @@ impl Streams {
 }
 
 impl Streams {
+    /// Ends it, and removes its topics.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        let Streams { streams, gateways, driver, group, broker, name, .. } = self;
+        drop((streams, gateways, driver, group));
+        remove(&Kafka::at(broker.bootstrap(), ""), &format!("{name}-")).await
+    }
+
     /// Up to the end; it commits once a second.
     fn wait_until_committed(&self, topic: &str) -> anyhow::Result<()> {
         let mut list = TopicPartitionList::new();
@@ -140,13 +148,14 @@ impl Streams {
 
 impl Peer for Streams {
     fn drive(&mut self, moves: &[Move], pace: Pace) -> anyhow::Result<Duration> {
+        let [reports, viewers] = ["reports", "viewers-repartition"].map(|of| format!("{}-{of}", self.name));
         let record = |(user, place): Move, due_us: i64| {
             let value = [&place.lat_e7.to_be_bytes()[..], &place.lon_e7.to_be_bytes(), &due_us.to_be_bytes()].concat();
-            keyed(REPORTS, user, value)
+            keyed(&reports, user, value)
         };
         // It reads while this writes, which takes no time beside it.
         self.driver.drive(moves, pace, Duration::MAX, record)?;
-        for topic in [REPORTS, VIEWERS] {
+        for topic in [&reports, &viewers] {
             self.wait_until_committed(topic)?;
         }
         Ok(Duration::ZERO)
@@ -172,8 +181,7 @@ impl Peer for Streams {
 
 /// Reads the notifications until it is killed.
 pub fn gateways(settings: &GatewaySettings) -> anyhow::Result<()> {
-    let partitions: Vec<(String, i32)> =
-        (0..PARTITIONS).map(|partition| (NOTIFICATIONS.to_owned(), partition)).collect();
+    let partitions: Vec<(String, i32)> = (0..PARTITIONS).map(|partition| (settings.topic.clone(), partition)).collect();
     read_topics(&settings.brokers, &partitions, &settings.listen, |payload, latencies_us| {
         let (distance_dm, due_us) = notification(payload)?;
         let mut count = Count::default();
@@ -195,10 +203,10 @@ fn notification(payload: &[u8]) -> anyhow::Result<(Option<i32>, i64)> {
     Ok(((distance_dm >= 0).then_some(distance_dm), i64::from_be_bytes(payload[20..].try_into()?)))
 }
 
-async fn write_lists(kafka: &Kafka, loads: &Loads) -> anyhow::Result<()> {
+async fn write_lists(kafka: &Kafka, topic: &str, loads: &Loads) -> anyhow::Result<()> {
     let list = |(user, friends): (u32, &Vec<u32>)| {
         let value = friends.iter().flat_map(|friend| user_id(*friend).0.to_be_bytes()).collect();
-        keyed(LISTS, user, value)
+        keyed(topic, user, value)
     };
     let records: Vec<Outgoing> = (0..).zip(loads.friends.iter()).map(list).collect();
     let appender = Appender::new(kafka)?;
@@ -218,7 +226,7 @@ fn keyed(topic: &str, user: u32, value: Vec<u8>) -> Outgoing {
     }
 }
 
-fn topic(name: &str) -> TopicSpec {
+fn spec(name: &str) -> TopicSpec {
     TopicSpec { name: name.to_owned(), partitions: PARTITIONS, settings: Vec::new() }
 }
 

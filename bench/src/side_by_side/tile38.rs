@@ -23,7 +23,7 @@ const TOGETHER: usize = 50;
 /// Marks that the gateway has not heard yet: so Tile38's buffers stay small.
 const MARKS_AHEAD_MAX: u64 = 4;
 /// It gets fewer reports than other slow peers, by so much, and a steady rate that it can hold.
-pub const SLOWER: usize = 10;
+pub const SLOWER: usize = 25;
 pub const RATE_PER_S: u64 = 50;
 const CHANNEL: &[u8] = b"near";
 const MARK: &[u8] = b"mark";
