@@ -71,7 +71,7 @@ fuzz: needs ## What strangers can send, mutated under libFuzzer, each target for
 SIDE_BY_SIDE = RECORDED=$(abspath $(RECORDED)) target/release/nearby-bench side-by-side
 
 # Capacity comes last: if costs do not predict what is measured, it fails, and all else has been printed by then.
-bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: half an hour and a build
+bench: ## What the design has goals for, on a real broker, and this pipeline beside its alternatives: 27 minutes and a build
 	sh e2e/setup.sh
 	sh bench/setup.sh
 	cargo build --release -p nearby -p nearby-bench
