@@ -89,23 +89,17 @@ impl Socket {
         }
     }
 
-    /// The friend as the next frame shows it that shows it like this: an update, or a snapshot, which the server may send in
-    /// its place at any time (a batch was lost, a processor took over). Frames before that are passed over, and shown when it
-    /// does not come.
-    pub async fn wait_friend(
-        &mut self,
-        friend: i64,
-        limit: Duration,
-        like_this: impl Fn(&Value) -> bool,
-    ) -> anyhow::Result<Value> {
+    /// The friend as the next frame that shows it does: an update, or a snapshot, which the server may send in its place at any
+    /// time (a batch was lost, a processor took over). Frames before that are passed over, and shown when it does not come.
+    pub async fn wait_friend(&mut self, friend: i64, limit: Duration) -> anyhow::Result<Value> {
         let (deadline, id) = (Instant::now() + limit, friend.to_string());
         let mut passed = Vec::new();
         loop {
             let frame = self.frame_before(deadline).await;
             let frame =
                 frame.with_context(|| format!("wait {limit:?} for friend {id}, having passed over {passed:?}"))?;
-            let shown = ["moved", "friends"].into_iter().filter_map(|key| frame[key].as_array()).flatten();
-            if let Some(seen) = shown.into_iter().find(|seen| seen["id"] == id && like_this(seen)) {
+            let mut shown = ["moved", "friends"].into_iter().filter_map(|key| frame[key].as_array()).flatten();
+            if let Some(seen) = shown.find(|seen| seen["id"] == id) {
                 return Ok(seen.clone());
             }
             passed.push(frame.to_string());

@@ -116,8 +116,8 @@ async fn erase_removes_one_person_from_views_and_history_and_says_what_remains()
     reports.push(json!({"lat": 41.0, "lon": -73.0, "reported_at_ms": now_ms - 5 * 86_400_000}));
     system.report(2, &json!({"lat": 40.01, "lon": -73.0})).await?;
     system.report(1, &json!(reports)).await?;
-    anna.wait_friend(2, STEP, |_| true).await?;
-    ben.wait_friend(1, STEP, |_| true).await?;
+    anna.wait_friend(2, STEP).await?;
+    ben.wait_friend(1, STEP).await?;
     system.wait_rows(1, 14)?;
     system.wait_rows(2, 1)?;
     // A letter with her key.

@@ -142,8 +142,8 @@ impl Deployment {
             _ => programs::python("write.py", &args)?,
         };
         let said: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
-        let seen = socket.wait_friend(user.parse()?, STEP, |seen| seen["lat"] == lat).await;
-        seen.with_context(|| format!("{by} wrote"))?;
+        let seen = socket.wait_friend(user.parse()?, STEP).await.with_context(|| format!("{by} wrote"))?;
+        ensure!(seen["lat"] == lat, "{by}: {seen}");
         let rows = format!(
             "select kafka_partition from nearby.location_history where user_id = {user} and round(lat::numeric, 2) = {lat}"
         );

@@ -263,12 +263,14 @@ impl Watch {
     }
 
     async fn wait_for(&mut self, n: i64) -> anyhow::Result<()> {
-        let updated_at_ms = self.now_ms + n;
-        let seen = self.socket.wait_friend(self.ben, STEP, |seen| seen["updated_at_ms"] == updated_at_ms).await;
-        let seen = seen.with_context(|| format!("report {n}"))?;
-        let lat = seen["lat"].as_f64().context("a latitude")?;
-        ensure!((lat * 1000.0 - n as f64).abs() < 1e-6, "{seen}");
-        Ok(())
+        loop {
+            let seen = self.socket.wait_friend(self.ben, STEP).await.with_context(|| format!("report {n}"))?;
+            if seen["updated_at_ms"] == self.now_ms + n {
+                let lat = seen["lat"].as_f64().context("a latitude")?;
+                ensure!((lat * 1000.0 - n as f64).abs() < 1e-6, "{seen}");
+                return Ok(());
+            }
+        }
     }
 }
 
