@@ -157,10 +157,13 @@ pub async fn start_broker() -> anyhow::Result<Arc<kafka::Kafka>> {
     Ok(Arc::new(broker))
 }
 
+fn admin(kafka: &Kafka) -> anyhow::Result<AdminClient<DefaultClientContext>> {
+    ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")
+}
+
 /// Removes the topics whose names begin so.
 pub async fn remove(kafka: &Kafka, prefix: &str) -> anyhow::Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
+    let admin = admin(kafka)?;
     let metadata = block_in_place(|| admin.inner().fetch_metadata(None, REQUEST_TIMEOUT)).context("the topics")?;
     let names = metadata.topics().iter().map(MetadataTopic::name).filter(|name| name.starts_with(prefix));
     for names in names.collect::<Vec<_>>().chunks(TOPICS_AT_ONCE) {
@@ -173,8 +176,7 @@ pub async fn remove(kafka: &Kafka, prefix: &str) -> anyhow::Result<()> {
 
 /// Creates topics, each with one replica.
 pub async fn create(kafka: &Kafka, specs: &[TopicSpec]) -> anyhow::Result<()> {
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", &kafka.brokers).create().context("an admin client")?;
+    let admin = admin(kafka)?;
     for specs in specs.chunks(TOPICS_AT_ONCE) {
         let topics: Vec<NewTopic<'_>> =
             specs.iter().map(|spec| NewTopic::new(&spec.name, spec.partitions, TopicReplication::Fixed(1))).collect();
