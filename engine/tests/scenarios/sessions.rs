@@ -275,6 +275,52 @@ fn r8_a_lost_gateway_is_not_told_and_gets_snapshots_when_it_returns() {
 }
 
 #[test]
+fn r8_time_that_has_gone_back_makes_nobody_lost() {
+    check(
+        "
+        list 1: 2
+        open 1 @g1
+        open 1 @g2
+        open 1 @g3
+        serve 0
+        1 reports 0,0
+        # The broker's clock is 10 minutes ahead, and then right again; g2 was lost meanwhile, and g3 comes.
+        beat g1 appended 600s
+        beat g2 appended 600s
+        at 5s beat g1
+        beat g3
+        2 reports 0,0.01
+        counts
+        at 35.001s beat g1
+        beat g3
+        2 reports 0,0.02
+        counts
+        ",
+        expect![[r#"
+            beat g1 appended 600s
+                1@g1 <- snapshot at 0,0 []
+            beat g2 appended 600s
+                1@g2 <- snapshot at 0,0 []
+            beat g3
+                1@g3 <- snapshot at 0,0 []
+            2 reports 0,0.01
+                1@g1 <- 2 moved 1112.0m of 5s
+                1@g2 <- 2 moved 1112.0m of 5s
+                1@g3 <- 2 moved 1112.0m of 5s
+            counts
+                Counts { users_with_position: 2, viewers_connected: 1, edges_indexed: 1, lists_held: 1, gateways_alive: 3 }
+            beat g3
+                1@g3 <- snapshot at 0,0 [2 1112.0m]
+            2 reports 0,0.02
+                1@g1 <- 2 moved 2223.9m of 35.001s
+                1@g3 <- 2 moved 2223.9m of 35.001s
+            counts
+                Counts { users_with_position: 2, viewers_connected: 1, edges_indexed: 1, lists_held: 1, gateways_alive: 2 }
+        "#]],
+    );
+}
+
+#[test]
 fn r8_sessions_of_gateways_lost_for_long_are_stale() {
     check(
         "
