@@ -99,7 +99,8 @@ impl Progress {
     /// The partition has nothing at this offset, yet.
     pub fn end(&mut self, partition: i32, offset: i64) -> Moved {
         let moved = self.moved(partition, offset);
-        let Some(Some(position)) = self.partitions.get_mut(index(partition)) else { return Moved::Unwanted };
+        // A range may have ended by that.
+        let Some(Some(position)) = self.partitions.get_mut(index(partition)) else { return moved };
         match position.goal {
             // Whatever the broker said before: there is no more. (The last offset need not have a record.)
             Goal::CatchUp { reading, .. } => {
@@ -260,6 +261,13 @@ mod tests {
             [Moved::RangeOver, Moved::Unwanted],
             "the log ends in it"
         );
+        progress.add_range(1, 10, 12);
+        assert_eq!(
+            progress.end(1, 12),
+            Moved::RangeRead,
+            "the log ends where it ends, whose last offset has no record"
+        );
+        assert_eq!(progress.end(1, 12), Moved::Unwanted, "it was read once");
     }
 
     #[test]
