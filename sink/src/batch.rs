@@ -13,6 +13,9 @@ use crate::record::{Content, Record};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+/// A batch is written when its records are so large, however few they are: friend lists may be long.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+
 /// Records on their way into the database.
 #[derive(Debug)]
 pub struct Batcher {
@@ -23,6 +26,8 @@ pub struct Batcher {
     suspects: Option<usize>,
     partitions: BTreeMap<i32, Progress>,
     items: VecDeque<Item>,
+    /// Of all items.
+    bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +125,7 @@ impl Batcher {
     pub fn new(contiguous: bool, rows_max: usize, age_max: Duration) -> Batcher {
         let rows_max = rows_max.max(1);
         let (partitions, items) = (BTreeMap::new(), VecDeque::new());
-        Batcher { contiguous, rows_max, age_max, suspects: None, partitions, items }
+        Batcher { contiguous, rows_max, age_max, suspects: None, partitions, items, bytes: 0 }
     }
 
     /// Records of this partition are ours from now on, from the offset that the database holds.
@@ -149,19 +154,21 @@ impl Batcher {
             _ => {}
         }
         progress.next = Some(record.offset + 1);
+        self.bytes += record.bytes();
         self.items.push_back(Item { record, buried: false, taken_at: now });
         Ok(Taken::Waits)
     }
 
     /// Whether more records may be taken; else they had better wait where they are.
     pub fn has_room(&self) -> bool {
-        self.items.len() < self.rows_max
+        self.items.len() < self.rows_max && self.bytes < BATCH_BYTES_MAX
     }
 
     /// When the next attempt should be made; `None` while nothing waits.
     pub fn due_at(&self) -> Option<Instant> {
         let first = self.items.front()?;
-        Some(if self.items.len() >= self.attempt_max() { first.taken_at } else { first.taken_at + self.age_max })
+        let is_full = self.items.len() >= self.attempt_max() || self.bytes >= BATCH_BYTES_MAX;
+        Some(if is_full { first.taken_at } else { first.taken_at + self.age_max })
     }
 
     /// What should be written next.
@@ -190,7 +197,7 @@ impl Batcher {
 
     /// The attempt is in the database.
     pub fn written(&mut self, attempt: &Attempt) {
-        self.items.drain(..attempt.count);
+        self.bytes -= self.items.drain(..attempt.count).map(|item| item.record.bytes()).sum::<usize>();
         self.suspects = self.suspects.map(|suspects| suspects.saturating_sub(attempt.count)).filter(|left| *left > 0);
         for advance in &attempt.advances {
             if let Some(progress) = self.partitions.get_mut(&advance.partition) {
@@ -253,6 +260,7 @@ impl Batcher {
 
     fn drop_items(&mut self, which: impl Fn(&Item) -> bool) {
         self.items.retain(|item| !which(item));
+        self.bytes = self.items.iter().map(|item| item.record.bytes()).sum();
         // The culprit may be among the dropped ones; if it is not, it is found again.
         self.suspects = None;
     }

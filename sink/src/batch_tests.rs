@@ -50,6 +50,27 @@ fn full_or_old_enough() {
 }
 
 #[test]
+fn full_by_size() {
+    let mut batcher = batcher(9);
+    let start = Instant::now();
+    for offset in 10..12 {
+        assert!(batcher.has_room());
+        let large = Record { value: Some(vec![0; BATCH_BYTES_MAX / 2]), ..record(0, offset) };
+        assert_eq!(batcher.take(large, start), Ok(Taken::Waits));
+    }
+    assert!(!batcher.has_room());
+    assert_eq!((batcher.due_at(), batcher.attempt().count), (Some(start), 2));
+    batcher.written(&batcher.attempt());
+    assert!(batcher.has_room(), "what is written is gone");
+
+    let large = Record { value: Some(vec![0; BATCH_BYTES_MAX]), ..record(0, 12) };
+    assert_eq!(batcher.take(large, start), Ok(Taken::Waits));
+    assert!(!batcher.has_room());
+    batcher.disown(0);
+    assert!(batcher.has_room(), "what is not ours either");
+}
+
+#[test]
 fn every_partition_advances_by_itself() {
     let mut batcher = batcher(9);
     batcher.own(1, None);

@@ -15,6 +15,8 @@ use tokio_util::sync::DropGuard;
 
 /// Records that go through the channel at once.
 const CHUNK_ROWS_MAX: usize = 1_000;
+/// So large they are at most, but for the last of them: a long friend list is as large as a thousand reports.
+const CHUNK_BYTES_MAX: usize = 1 << 20;
 
 /// What comes out of a feed.
 pub enum Fed {
@@ -46,15 +48,15 @@ impl Feed {
     ) -> Result<Feed, KafkaError> {
         let stop = Stop::new();
         let (sender, records) = mpsc::channel((backlog_max / CHUNK_ROWS_MAX).max(1));
-        let mut gathered = Vec::new();
+        let mut chunk = Chunk { records: Vec::new(), bytes: 0 };
         let handle = move |read: Read<'_>| match read {
             Read::Record(message) => {
-                gathered.push(record(&decoder, message));
-                if gathered.len() < CHUNK_ROWS_MAX { Ok(()) } else { hand_on(&sender, &mut gathered) }
+                chunk.push(record(&decoder, message));
+                if chunk.is_full() { chunk.hand_on(&sender) } else { Ok(()) }
             }
-            Read::CaughtUp(..) | Read::Pause => hand_on(&sender, &mut gathered),
+            Read::CaughtUp(..) | Read::Pause => chunk.hand_on(&sender),
             Read::OffsetOutOfLog(error) => {
-                hand_on(&sender, &mut gathered)?;
+                chunk.hand_on(&sender)?;
                 sender.blocking_send(Fed::OffsetRefused(error.to_string())).map_err(|_| Closed)
             }
         };
@@ -75,11 +77,29 @@ impl Feed {
     }
 }
 
-fn hand_on(sender: &mpsc::Sender<Fed>, gathered: &mut Vec<Record>) -> Result<(), Closed> {
-    if gathered.is_empty() {
-        return Ok(());
+/// What goes through the channel at once.
+struct Chunk {
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Chunk {
+    fn push(&mut self, record: Record) {
+        self.bytes += record.bytes();
+        self.records.push(record);
     }
-    sender.blocking_send(Fed::Records(std::mem::take(gathered))).map_err(|_| Closed)
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= CHUNK_ROWS_MAX || self.bytes >= CHUNK_BYTES_MAX
+    }
+
+    fn hand_on(&mut self, sender: &mpsc::Sender<Fed>) -> Result<(), Closed> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        self.bytes = 0;
+        sender.blocking_send(Fed::Records(std::mem::take(&mut self.records))).map_err(|_| Closed)
+    }
 }
 
 fn record(decoder: &Decoder, message: &consume::Record<'_>) -> Record {

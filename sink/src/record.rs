@@ -29,6 +29,13 @@ pub struct Record {
     pub content: Result<Content, String>,
 }
 
+impl Record {
+    /// Its size in the log; what is decoded from it is about as large.
+    pub fn bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// What a record says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
