@@ -114,8 +114,18 @@ async fn encounters_of_one_user_are_those_of_the_view() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stretch_by_two_processes_has_the_rows_of_the_view() {
+async fn a_stretch_by_several_processes_has_the_rows_of_the_view() {
     let postgres = a_week().await;
+    // A query's own process and so many more; none, as many as parts, more than parts, and what a server has unless it is told.
+    for helpers in ["0", "1", "3", "8", "default"] {
+        postgres
+            .psql(&format!("alter role current_user set max_parallel_workers_per_gather to {helpers}"))
+            .expect("a setting");
+        by_several_processes(&postgres, helpers);
+    }
+}
+
+fn by_several_processes(postgres: &Postgres, helpers: &str) {
     for (function, view, bounds, of_the_view) in [
         ("user_days_between", "user_days", "'2026-01-07', '2026-01-09'", "day in ('2026-01-07', '2026-01-08')"),
         (
@@ -131,13 +141,22 @@ async fn a_stretch_by_two_processes_has_the_rows_of_the_view() {
             "slot >= '2026-01-07 05:10+00' and slot < '2026-01-08 06:30+00'",
         ),
     ] {
-        let plan = executed(&postgres, &format!("select count(*) from nearby.{function}({bounds})"));
-        assert!(plan.iter().any(|line| line.contains("Workers Launched: ")), "{function}\n{}", plan.join("\n"));
-        let halves = plan.iter().filter(|line| line.contains(&format!("Function Scan on {view}_half"))).count();
-        assert_eq!(halves, 2, "{function}\n{}", plan.join("\n"));
+        let plan = executed(postgres, &format!("select count(*) from nearby.{function}({bounds})"));
+        let launched = plan.iter().any(|line| line.contains("Workers Launched: "));
+        // With one more Postgres thinks all the work to be that one's, and begins none.
+        assert_eq!(launched, !["0", "1"].contains(&helpers), "{function}\n{}", plan.join("\n"));
+        let at_work =
+            |line: &&String| line.contains(&format!("Function Scan on {view}_part")) && !line.contains("rows=0 ");
+        let parts = match helpers {
+            "0" => 1,
+            "1" => 2,
+            "default" => 3,
+            _ => 4,
+        };
+        assert_eq!(plan.iter().filter(at_work).count(), parts, "{function}\n{}", plan.join("\n"));
         let rows = |from: &str| format!("select * from nearby.{from}");
         let (between, all) = (rows(&format!("{function}({bounds})")), rows(&format!("{view} where {of_the_view}")));
-        let counts = compared(&postgres, &between, &all);
+        let counts = compared(postgres, &between, &all);
         assert!(counts[0] > 0 && counts[0] == counts[1] && counts[2] + counts[3] == 0, "{function}: {counts:?}");
     }
 }
@@ -166,6 +185,29 @@ async fn encounters_between_any_two_times_are_those_of_the_view() {
     assert_eq!(postgres.psql(unknown).expect("a count"), "0");
     postgres.psql("truncate nearby.location_history").expect("no history");
     let of_nothing = "select count(*) from nearby.encounters_between('-infinity', 'infinity')";
+    assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_days_between_any_two_days_are_those_of_the_view() {
+    let postgres = a_week().await;
+    for (from, to, some) in [
+        ("-infinity", "infinity", true),
+        ("2025-01-01", "2027-01-01", true),
+        ("2026-01-07", "2026-01-08", true),
+        ("2026-01-08", "2026-01-07", false),
+        ("2026-02-01", "infinity", false),
+        ("infinity", "-infinity", false),
+    ] {
+        let between = format!("select * from nearby.user_days_between('{from}', '{to}')");
+        let view = format!("select * from nearby.user_days where day >= '{from}' and day < '{to}'");
+        let counts = compared(&postgres, &between, &view);
+        assert_eq!((counts[1] > 0, counts[2], counts[3]), (some, 0, 0), "from {from} to {to}");
+    }
+    let unknown = "select count(*) from nearby.user_days_between(null, 'infinity')";
+    assert_eq!(postgres.psql(unknown).expect("a count"), "0");
+    postgres.psql("truncate nearby.location_history").expect("no history");
+    let of_nothing = "select count(*) from nearby.user_days_between('-infinity', 'infinity')";
     assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
 }
 
