@@ -237,7 +237,7 @@ impl Drive {
                         give_up(&format!("cannot join the group: {error}"), broken);
                     }
                 }
-                Action::Read(partitions, generation) => self.readers.add(&partitions, generation),
+                Action::Read(partitions, generation) => self.readers.add(self.engine, &partitions, generation),
                 Action::StopReading(partition) => {
                     self.readers.remove(partition);
                     self.group.released(partition);

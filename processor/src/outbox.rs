@@ -11,6 +11,7 @@ use nearby_schemas::UserId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
 use nearby_service::kafka::Kafka;
+use nearby_service::logs::Seldom;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Message};
@@ -28,8 +29,6 @@ const BYTES_MAX: usize = 64 * 1024 * 1024;
 /// what sending cost. So gateways beyond so many get another producer, up to so many producers of all engines together.
 const GATEWAYS_OF_A_PRODUCER: usize = 128;
 const PRODUCERS_MAX: usize = 8;
-/// Losses are told in the log at most so often.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends batches.
 pub(crate) struct Outbox {
@@ -52,7 +51,7 @@ struct Shared {
     unacknowledged: Mutex<BTreeSet<(GatewayIndex, UserId)>>,
     on_the_way: Mutex<OnTheWay>,
     started_at: Instant,
-    warned_at: Mutex<Option<Instant>>,
+    told: Seldom,
     /// Nobody will make good for anything any more.
     ended: AtomicBool,
 }
@@ -104,12 +103,14 @@ impl Shared {
             return;
         }
         metrics::counter!("nearby_unacknowledged_batches_total").increment(1);
-        let mut warned_at = self.warned_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
-            *warned_at = Some(Instant::now());
-            tracing::warn!(topic, because, "batches are lost, this one among them: their viewers get snapshots");
+        if let Some(left_out) = self.told.may_tell() {
+            tracing::warn!(
+                topic,
+                because,
+                left_out,
+                "batches are lost, this one among them: their viewers get snapshots"
+            );
         }
-        drop(warned_at);
         match viewers_of(&self.codec, bytes) {
             Ok(viewers) => {
                 let gateway = GatewayIndex(u32::try_from(gateway).unwrap_or(u32::MAX));
@@ -143,7 +144,7 @@ impl Outbox {
             unacknowledged: Mutex::default(),
             on_the_way: Mutex::new(OnTheWay::new(count_max, bytes_max)),
             started_at,
-            warned_at: Mutex::default(),
+            told: Seldom::new(),
             ended: AtomicBool::new(false),
         }));
         // One to begin with: what is wrong with the settings shows at the start.

@@ -11,6 +11,7 @@ use nearby_service::append::Appender;
 use nearby_service::consume::Record;
 use nearby_service::dead_letters::bury;
 use nearby_service::kafka::Kafka;
+use nearby_service::logs::Seldom;
 use nearby_service::reader::{Closed, OutOfLog, Read, Reader, Start};
 use rdkafka::error::KafkaError;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(crate) struct Readers {
     reports: Reader,
     lists: Reader,
     sessions: Reader,
+    /// How many engines this process has.
+    engines: usize,
 }
 
 impl Readers {
@@ -47,7 +50,7 @@ impl Readers {
         hear_heartbeats(kafka, partitions, engines.clone(), stop)?;
         let lists = hear_lists(kafka, partitions, engines.clone(), stop)?;
         let sessions = hear_sessions(kafka, partitions, engines.clone(), appender.clone(), stop)?;
-        Ok(Readers { reports, lists, sessions })
+        Ok(Readers { reports, lists, sessions, engines: engines.count() })
     }
 
     /// Whether the log has more reports than are read in a second.
@@ -55,11 +58,12 @@ impl Readers {
         self.reports.is_behind()
     }
 
-    /// Reads lists and sessions of these partitions from the beginning, in a reading of this generation.
-    pub fn add(&self, partitions: &[i32], generation: u64) {
+    /// Reads lists and sessions of these partitions from the beginning, in a reading of this engine's generation.
+    pub fn add(&self, engine: usize, partitions: &[i32], generation: u64) {
         let starts: Vec<(i32, Start)> = partitions.iter().map(|partition| (*partition, Start::Beginning)).collect();
-        self.lists.add(&starts, generation);
-        self.sessions.add(&starts, generation);
+        let reading = Reading { engine, generation }.number(self.engines);
+        self.lists.add(&starts, reading);
+        self.sessions.add(&starts, reading);
     }
 
     /// Reads a partition's lists and sessions no longer.
@@ -208,6 +212,26 @@ fn hear_sessions(
     })
 }
 
+/// A partition's reading, for one engine and in its generation. Generations are each engine's own: when the end of a reading comes, the
+/// partition may be another engine's, which must not take it for the end of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reading {
+    engine: usize,
+    generation: u64,
+}
+
+impl Reading {
+    /// As one number, which a reader takes, among so many engines.
+    fn number(self, engines: usize) -> u64 {
+        self.generation * engines as u64 + self.engine as u64
+    }
+
+    fn from_number(number: u64, engines: usize) -> Reading {
+        let engine = usize::try_from(number % engines as u64).unwrap_or_default();
+        Reading { engine, generation: number / engines as u64 }
+    }
+}
+
 /// What was read of a topic whose partitions belong to engines, by engine.
 struct Gathered<T> {
     engines: Engines,
@@ -235,8 +259,10 @@ impl<T> Gathered<T> {
     /// Sends what was gathered, in front of the news that a partition is complete.
     fn hand_on(&mut self, read: &Read<'_>) {
         (0..self.gathered.len()).for_each(|engine| self.send(engine));
-        if let Read::CaughtUp(partition, generation) = *read
+        if let Read::CaughtUp(partition, number) = *read
             && let Some(engine) = self.engines.of(partition)
+            && let Reading { engine: reads, generation } = Reading::from_number(number, self.engines.count())
+            && reads == engine
         {
             self.engines.wake(engine, Wake::CaughtUp(self.source, partition, generation));
         }
@@ -262,6 +288,31 @@ fn counted<T>(record: &Record<'_>, decoded: Result<T, String>) -> Option<T> {
 
 fn count_undecodable(record: &Record<'_>, reason: &str) {
     metrics::counter!("nearby_undecodable_records_total", "topic" => record.topic().to_owned()).increment(1);
-    let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());
-    tracing::warn!(topic, partition, offset, reason, "undecodable record");
+    static TOLD: Seldom = Seldom::new();
+    if let Some(left_out) = TOLD.may_tell() {
+        let (topic, partition, offset) = (record.topic(), record.partition(), record.offset());
+        tracing::warn!(topic, partition, offset, reason, left_out, "undecodable record");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wake::Listed;
+    use nearby_service::membership::MembershipEvent;
+
+    #[test]
+    fn the_end_of_a_reading_is_told_to_the_engine_that_began_it() {
+        let (engines, inboxes) = Engines::new(3);
+        engines.tell(MembershipEvent::Gained(vec![0, 1, 2]));
+        inboxes.iter().for_each(|inbox| drop(inbox.wakes.try_recv()));
+        let mut gathered: Gathered<Listed> = Gathered::new(engines, Source::Lists, Wake::Lists);
+        // Partition 1 is the second engine's now; it was the third's when this reading began.
+        gathered.hand_on(&Read::CaughtUp(1, Reading { engine: 2, generation: 7 }.number(3)));
+        assert!(inboxes.iter().all(|inbox| inbox.wakes.try_recv().is_err()), "nobody's end");
+        gathered.hand_on(&Read::CaughtUp(1, Reading { engine: 1, generation: 1 }.number(3)));
+        let told: Vec<Wake> = inboxes[1].wakes.try_iter().collect();
+        assert!(matches!(told[..], [Wake::CaughtUp(Source::Lists, 1, 1)]), "{told:?}");
+        assert!(inboxes[0].wakes.try_recv().is_err() && inboxes[2].wakes.try_recv().is_err());
+    }
 }

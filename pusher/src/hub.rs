@@ -13,6 +13,7 @@ use nearby_schemas::codec::Codec;
 use nearby_schemas::partitioning::partition_of;
 use nearby_schemas::{GatewayId, Session, TimestampMs, UserId};
 use nearby_service::append::{Acknowledged, Appender, Outgoing as Record};
+use nearby_service::logs::Seldom;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +43,8 @@ pub struct Hub {
     unwritten: AtomicUsize,
     /// Users whose session record was not acknowledged.
     unacknowledged: Mutex<BTreeSet<UserId>>,
+    /// Of these, in the log.
+    told: Seldom,
 }
 
 /// A client's connection; its end ends the session, if it was the user's last.
@@ -95,6 +98,7 @@ impl Hub {
             sockets: AtomicUsize::new(0),
             unwritten: AtomicUsize::new(0),
             unacknowledged: Mutex::default(),
+            told: Seldom::new(),
         });
         tokio::spawn(write_again(Arc::downgrade(&hub)));
         queues.into_iter().try_for_each(|queue| flusher::start(&hub, queue, rules.clone()))?;
@@ -203,7 +207,9 @@ impl Hub {
         let hub = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = acknowledged.await {
-                tracing::warn!(%error, "a session was not written; it will be again");
+                if let Some(left_out) = hub.told.may_tell() {
+                    tracing::warn!(%error, left_out, "a session was not written; it will be again");
+                }
                 hub.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner).insert(user);
             }
             hub.unwritten.fetch_sub(1, Ordering::Relaxed);

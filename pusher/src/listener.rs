@@ -39,36 +39,38 @@ pub fn start(
     let trouble = Arc::new(Trouble::default());
     let found = Arc::clone(&trouble);
     let reading_hub = Arc::clone(&hub);
-    let reader = Reader::start(kafka, kafka.topics.friend_moved(gateway), OutOfLog::Report, stop, move |read| {
-        // The hub writes session records, which needs the runtime.
-        let _entered = runtime.enter();
-        match read {
-            Read::Record(record) => {
-                let bytes = record.value().ok_or(DecodeError::NotSingleObject);
-                match bytes.and_then(|bytes| codec.decode(bytes)) {
-                    Ok(batch) => {
-                        hop("pusher", TimestampMs::now().since_ms(batch.emitted_at));
-                        reading_hub.apply(&batch);
-                    }
-                    Err(error) => {
-                        // Not waited for: what matters to clients is the snapshot.
-                        drop(bury(&appender, dead_letters.clone(), record, &error.to_string()));
-                        trouble.unreadable.notify_one();
+    let reader =
+        Reader::start(kafka, kafka.topics.friend_moved(gateway), OutOfLog::Report, stop.clone(), move |read| {
+            // The hub writes session records, which needs the runtime.
+            let _entered = runtime.enter();
+            match read {
+                Read::Record(record) => {
+                    let bytes = record.value().ok_or(DecodeError::NotSingleObject);
+                    match bytes.and_then(|bytes| codec.decode(bytes)) {
+                        Ok(batch) => {
+                            hop("pusher", TimestampMs::now().since_ms(batch.emitted_at));
+                            reading_hub.apply(&batch);
+                        }
+                        Err(error) => {
+                            // Not waited for: what matters to clients is the snapshot.
+                            drop(bury(&appender, dead_letters.clone(), record, &error.to_string()));
+                            trouble.unreadable.notify_one();
+                        }
                     }
                 }
+                Read::OffsetOutOfLog(error) => {
+                    tracing::error!(%error, "fell behind the gateway topic's retention");
+                    trouble.overrun.notify_one();
+                }
+                Read::CaughtUp(..) | Read::Pause => {}
             }
-            Read::OffsetOutOfLog(error) => {
-                tracing::error!(%error, "fell behind the gateway topic's retention");
-                trouble.overrun.notify_one();
-            }
-            Read::CaughtUp(..) | Read::Pause => {}
-        }
-        Ok(())
-    })?;
+            Ok(())
+        })?;
     reader.add(&[(0, Start::Beginning)], 0);
     tokio::spawn(async move {
         loop {
             tokio::select! {
+                () = stop.cancelled() => return,
                 () = found.unreadable.notified() => {}
                 () = found.overrun.notified() => resume_at_end(&reader).await,
             }

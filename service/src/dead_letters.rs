@@ -2,6 +2,7 @@
 
 use crate::append::{Acknowledged, Appender, Outgoing};
 use crate::consume::Record;
+use crate::logs::Seldom;
 use rdkafka::message::{Header, OwnedHeaders};
 
 /// What would not fit into a record together with the headers is left out; its origin says where it still is.
@@ -56,16 +57,14 @@ pub fn dead_letter(topic: String, record: Original<'_>, reason: &str) -> Outgoin
     Outgoing { topic, partition: None, key, value, headers: Some(headers) }
 }
 
-/// Counts, logs and appends a dead letter; the future ends when it is acknowledged.
+/// Counts and appends a dead letter, and logs one of many; the future ends when it is acknowledged.
 pub fn bury<'a>(appender: &Appender, topic: String, record: impl Into<Original<'a>>, reason: &str) -> Acknowledged {
     let record = record.into();
     metrics::counter!("nearby_dead_letters_total", "topic" => record.topic.to_owned()).increment(1);
-    tracing::warn!(
-        topic = record.topic,
-        partition = record.partition,
-        offset = record.offset,
-        reason,
-        "a record goes to the dead letters"
-    );
+    static TOLD: Seldom = Seldom::new();
+    if let Some(left_out) = TOLD.may_tell() {
+        let Original { topic, partition, offset, .. } = record;
+        tracing::warn!(topic, partition, offset, reason, left_out, "a record goes to the dead letters");
+    }
     appender.append_one(dead_letter(topic, record, reason))
 }
