@@ -131,6 +131,11 @@ impl Socket {
         self.0.send(Message::binary(bytes)).await.context("send bytes")
     }
 
+    /// Sends a ping.
+    pub async fn ping(&mut self) -> anyhow::Result<()> {
+        self.0.send(Message::Ping(Bytes::new())).await.context("send a ping")
+    }
+
     /// Closes in order. To vanish without a word, drop it.
     pub async fn close(mut self) -> anyhow::Result<()> {
         self.0.close(None).await.context("close the WebSocket")

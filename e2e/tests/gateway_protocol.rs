@@ -21,6 +21,7 @@ async fn a_gateway_keeps_the_protocol() -> anyhow::Result<()> {
         handshakes(&base).await.context("handshakes")?;
         frames_that_are_refused(&base).await.context("frames that are refused")?;
         frames_that_close(&base).await.context("frames that close")?;
+        who_comes_again_and_again(&base).await.context("who comes again and again")?;
         renewal(&base).await.context("renewal")?;
         two_sockets_of_one_user(&base).await.context("two sockets of one user")?;
         events(&base).await.context("server-sent events")
@@ -107,12 +108,16 @@ async fn frames_that_close(base: &str) -> anyhow::Result<()> {
     socket.send(&json!({"type": "unshare", "padding": padding})).await?;
     closed(&mut socket, 1009, "frame_too_large").await?;
 
-    // Too many reports, and too much of anything else: nonsense, renewals with bad tokens, bytes.
-    let frames = [r#"{"type":"location","lat":1,"lon":1}"#, "{", r#"{"type":"auth","token":"x.y.z"}"#, ""];
+    // Too many reports, and too much of anything else: nonsense, renewals with bad tokens, bytes, pings.
+    let frames = [r#"{"type":"location","lat":1,"lon":1}"#, "{", r#"{"type":"auth","token":"x.y.z"}"#, "bytes", "ping"];
     for (user, frame) in (30..).zip(frames) {
         let mut socket = connect(base, user).await?;
         for _ in 0..300 {
-            let sent = if frame.is_empty() { socket.send_binary(vec![0]).await } else { socket.send_text(frame).await };
+            let sent = match frame {
+                "bytes" => socket.send_binary(vec![0]).await,
+                "ping" => socket.ping().await,
+                _ => socket.send_text(frame).await,
+            };
             // The server closes in the middle of it.
             if sent.is_err() {
                 break;
@@ -121,6 +126,23 @@ async fn frames_that_close(base: &str) -> anyhow::Result<()> {
         closed(&mut socket, 1008, "rate_limited").await.context(frame)?;
     }
     Ok(())
+}
+
+/// Each arrival costs a session in the log and a snapshot, and everybody shares the rate of arrivals.
+async fn who_comes_again_and_again(base: &str) -> anyhow::Result<()> {
+    for attempt in 0..1_000 {
+        let Err(error) = Socket::connect(&stream(base), &token(SECRET, 40, "")?).await else { continue };
+        let refused: Refused = error.downcast()?;
+        ensure!(refused.status == 429 && refused.body.contains("rate_limited"), "attempt {attempt}: {refused:?}");
+        ensure!(refused.retry_after_s.is_some_and(|after_s| after_s > 0), "{refused:?}");
+        let bearer = format!("Bearer {}", token(SECRET, 40, "")?);
+        let events =
+            http::request("GET", &format!("{base}/v1/events"), &[("authorization", &bearer)], Vec::new()).await?;
+        ensure!(events.expect_status(429)?.json()?["code"] == "rate_limited", "event streams are arrivals, too");
+        connect(base, 41).await.context("others come in")?;
+        return Ok(());
+    }
+    anyhow::bail!("a thousand sockets of one user were let in, one after the other")
 }
 
 async fn closed(socket: &mut Socket, code: u16, reason: &str) -> anyhow::Result<()> {

@@ -62,7 +62,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Lets one more client in, if it may.
+    /// Lets one more client in, if it may. Whoever asks for that takes a place in the user's rate first: a session is written to the log
+    /// and a snapshot sent for each.
     ///
     /// # Errors
     /// 503 `draining`, `gateway_full` or `overloaded`, 429 `too_many_sockets`.

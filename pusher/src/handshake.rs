@@ -48,6 +48,7 @@ pub fn check<B>(gateway: &Gateway, request: &http::Request<B>) -> Result<Accepte
     if key.len() != 24 {
         return Err(Problem::bad_request("bad_handshake", "Sec-WebSocket-Key has to be 16 bytes in base64"));
     }
+    gateway.reports.count_other(&caller)?;
     let connection = gateway.admit(caller.user)?;
     let mut response = Response::default();
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

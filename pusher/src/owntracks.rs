@@ -133,7 +133,11 @@ fn in_our_words(message: &Value) -> Value {
             // A phone that does not know says -1.
             "acc" | "vel" | "cog" if number.is_some_and(|number| number < 0.0) => return None,
             "vel" => number.map_or_else(|| value.clone(), |kmh| json!(kmh / KMH_PER_MPS)),
-            "tst" => number.map_or_else(|| value.clone(), |seconds| json!((seconds * 1000.0).round())),
+            // As it is where it is no number, in milliseconds either: a time that is too large must not become none, which is now.
+            "tst" => {
+                let ms = number.map(|seconds| (seconds * 1000.0).round()).filter(|ms| ms.is_finite());
+                ms.map_or_else(|| value.clone(), |ms| json!(ms))
+            }
             _ => value.clone(),
         };
         Some(((*ours).to_owned(), value))
@@ -223,6 +227,11 @@ mod tests {
         );
         check(
             r#"{"_type":"location","lat":1,"lon":8,"tst":1700000100}"#,
+            expect!["in_future item 0: tst is more than 60 s in the future"],
+        );
+        check(
+            // In milliseconds it is no number any more.
+            r#"{"_type":"location","lat":1,"lon":8,"tst":1e306}"#,
             expect!["in_future item 0: tst is more than 60 s in the future"],
         );
         check(r#"{"_type":"location","lon":8,"tst":1600000000}"#, expect!["missing item 0: lat is missing"]);

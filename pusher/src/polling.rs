@@ -117,6 +117,7 @@ pub fn routes(gateway: &Arc<Gateway>, pollers: Arc<Pollers>) -> Routes {
     let events = warp::path!("v1" / "events").and(warp::get()).and(warp::header::headers_cloned());
     let events = events.and(warp::ext::optional()).map(move |headers: http::HeaderMap, end: Option<ConnectionEnd>| {
         let opened = shared.tokens.bearer(&headers).and_then(|caller| {
+            shared.reports.count_other(&caller)?;
             let connection = shared.admit(caller.user)?;
             watching::tap_request(&shared, &caller, "/v1/events", headers.clone());
             Ok(tell(&shared, caller, connection, end))

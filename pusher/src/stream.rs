@@ -156,7 +156,9 @@ impl Client {
                 self.count_other().await?;
                 self.send(frames::error("binary_frame", "frames are JSON text", None)).await
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            // It is answered.
+            Some(Ok(Message::Ping(_))) => self.count_other().await,
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => Ok(()),
             Some(Ok(Message::Close(_))) | None => Err(End::Peer),
             Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
                 Err(End::Close(CloseCode::Size, "frame_too_large"))
