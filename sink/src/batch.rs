@@ -10,6 +10,7 @@
 //!   smaller, until one single record is the culprit), or lost to another sink ([`rebase`](Batcher::rebase)).
 
 use crate::record::{Content, Record};
+use nearby_schemas::TimestampMs;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,8 @@ pub struct Advance {
     pub held: Option<i64>,
     /// What it holds afterwards.
     pub next: i64,
+    /// When the last record before `next` was appended.
+    pub appended_at: Option<TimestampMs>,
 }
 
 /// So many records from the front, to be written in one transaction.
@@ -176,11 +179,11 @@ impl Batcher {
         let count = self.items.len().min(self.attempt_max());
         let mut next = BTreeMap::new();
         for item in self.items.iter().take(count) {
-            next.insert(item.record.partition, item.record.offset + 1);
+            next.insert(item.record.partition, (item.record.offset + 1, item.record.appended_at));
         }
-        let advance = |(partition, next)| {
+        let advance = |(partition, (next, appended_at))| {
             let held = self.partitions.get(&partition).and_then(|progress| progress.held);
-            Advance { partition, held, next }
+            Advance { partition, held, next, appended_at }
         };
         Attempt { count, advances: next.into_iter().map(advance).collect() }
     }

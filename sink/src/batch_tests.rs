@@ -7,7 +7,7 @@ const AGE_MAX: Duration = Duration::from_millis(200);
 
 fn record(partition: i32, offset: i64) -> Record {
     let content = Ok(Content::Unlisted(UserId(offset)));
-    Record { partition, offset, key: None, value: None, content }
+    Record { partition, offset, appended_at: None, key: None, value: None, content }
 }
 
 fn dead(partition: i32, offset: i64) -> Record {
@@ -27,7 +27,7 @@ fn take(batcher: &mut Batcher, offsets: std::ops::Range<i64>) {
 }
 
 fn advance(partition: i32, held: Option<i64>, next: i64) -> Advance {
-    Advance { partition, held, next }
+    Advance { partition, held, next, appended_at: None }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 use super::*;
 use crate::batch::Advance;
 use crate::record::Decoder;
-use nearby_schemas::TimestampMs;
 use nearby_schemas::codec::Codec;
 
 const AGE: Duration = Duration::from_millis(50);
@@ -35,7 +34,7 @@ impl Sink {
         let decoder = Decoder::FriendLists(Codec::new(), 1);
         for offset in offsets {
             // The decoder wants users on their partition; a course does not ask.
-            let record = Record { partition, ..decoder.decode(0, offset, key, None, TimestampMs(0)) };
+            let record = Record { partition, ..decoder.decode(0, offset, key, None, None) };
             assert_eq!(self.course.take(record, self.now), Ok(Taken::Waits), "{offset}");
         }
     }
@@ -87,7 +86,7 @@ fn lost(partition: i32) -> Result<Written, WriteError> {
 }
 
 fn write(count: usize, held: i64, next: i64) -> Work {
-    Work::Write(Attempt { count, advances: vec![Advance { partition: 0, held: Some(held), next }] })
+    Work::Write(Attempt { count, advances: vec![Advance { partition: 0, held: Some(held), next, appended_at: None }] })
 }
 
 #[test]

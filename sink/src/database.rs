@@ -29,6 +29,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (6, "listed by", include_str!("../migrations/0006_listed_by.sql")),
     (7, "halves", include_str!("../migrations/0007_halves.sql")),
     (8, "parts", include_str!("../migrations/0008_parts.sql")),
+    (9, "same log", include_str!("../migrations/0009_same_log.sql")),
 ];
 
 /// A Postgres database that was reached once. Clones are the same database.

@@ -35,7 +35,8 @@ pub enum SinkError {
     /// The next record is not in the log (any more): history would have a hole.
     #[error(
         "offset {next_offset} of {topic}/{partition} is outside the log, whose first offset is {first} and next one {end}: \
-         history would have a hole. To go on from the log's first record all the same, delete the row of nearby.sink_offsets"
+         history would have a hole. To go on from the log's first record all the same, DELETE FROM nearby.sink_offsets WHERE topic = \
+         '{topic}' AND kafka_partition = {partition}; without the partition if the topic was made anew"
     )]
     OutOfLog {
         /// Topic.
@@ -58,6 +59,24 @@ pub enum SinkError {
         reason: String,
         /// PARTITION:OFFSET, …
         next_offsets: String,
+    },
+    /// The topic was made anew.
+    #[error(
+        "{topic}/{partition} is another log than the one that history was written from: its record {offset} was appended at {found}, the one \
+         that was written at {expected} (ms since 1970). If the topic was made anew, records of it before that offset are in no history: to \
+         write it from its first record on, DELETE FROM nearby.sink_offsets WHERE topic = '{topic}'"
+    )]
+    AnotherLog {
+        /// Topic.
+        topic: String,
+        /// Partition.
+        partition: i32,
+        /// Of the record that was written last.
+        offset: i64,
+        /// When that was appended.
+        expected: i64,
+        /// When the one was that is there.
+        found: i64,
     },
     /// Records are missing in the middle of the log.
     #[error(

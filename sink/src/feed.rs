@@ -4,7 +4,6 @@
 //! an old feed had under way can't be mistaken for what a new one reads.
 
 use crate::record::{Decoder, Record};
-use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::consume;
 use nearby_service::kafka::Kafka;
@@ -103,6 +102,5 @@ impl Chunk {
 }
 
 fn record(decoder: &Decoder, message: &consume::Record<'_>) -> Record {
-    let appended_at = message.appended_at().unwrap_or_else(TimestampMs::now);
-    decoder.decode(message.partition(), message.offset(), message.key(), message.value(), appended_at)
+    decoder.decode(message.partition(), message.offset(), message.key(), message.value(), message.appended_at())
 }

@@ -11,7 +11,7 @@ use crate::feed::{Fed, Feed};
 use crate::lag::Lag;
 use crate::record::{Decoder, Log, Record};
 use crate::settings::SinkSettings;
-use crate::write::{Session, WriteError, Written};
+use crate::write::{Mark, Session, WriteError, Written};
 use nearby_schemas::TimestampMs;
 use nearby_service::Stop;
 use nearby_service::append::Appender;
@@ -56,6 +56,8 @@ pub struct Pipeline {
     course: Course,
     feed: Option<Feed>,
     session: Option<Session>,
+    /// What the database has last of partitions, until it is found in the log.
+    marks: BTreeMap<i32, Mark>,
 }
 
 /// Everything that can wake the loop.
@@ -81,7 +83,18 @@ impl Pipeline {
         };
         let course = Course::new(log, &around.settings, Instant::now());
         let lag = Lag::start(topic.clone());
-        Pipeline { log, topic, around, membership, events, lag, course, feed: None, session: None }
+        Pipeline {
+            log,
+            topic,
+            around,
+            membership,
+            events,
+            lag,
+            course,
+            feed: None,
+            session: None,
+            marks: BTreeMap::new(),
+        }
     }
 
     /// Works until the stop signal, then writes what it holds.
@@ -129,10 +142,11 @@ impl Pipeline {
     async fn take(&mut self, fed: Fed) -> Result<(), SinkError> {
         let records = match fed {
             Fed::Records(records) => records,
-            Fed::OffsetRefused(reason) => return Err(self.out_of_log(reason).await),
+            Fed::OffsetRefused(reason) => return self.offset_refused(reason).await,
         };
         let now = Instant::now();
         for record in records {
+            self.compare(&record)?;
             if let Err(Gap { partition, expected, found }) = self.course.take(record, now) {
                 // So that the database holds all that is before the gap, and whoever decides to go on behind it loses nothing.
                 self.flush().await?;
@@ -191,7 +205,26 @@ impl Pipeline {
 
     async fn read_offsets(&mut self) -> Result<BTreeMap<i32, i64>, WriteError> {
         let topic = self.topic.clone();
-        within(self.session().await?.offsets(&topic)).await
+        let (held, marks) = within(self.session().await?.offsets(&topic)).await?;
+        self.marks = marks;
+        Ok(held)
+    }
+
+    /// Whether the record that was written last is still there: the first one that a feed reads of a partition, unless the log has lost it.
+    fn compare(&mut self, record: &Record) -> Result<(), SinkError> {
+        let is_last = |mark: &Mark| mark.offset == record.offset;
+        let (Some(mark), Some(found)) =
+            (self.marks.get(&record.partition).copied().filter(is_last), record.appended_at)
+        else {
+            return Ok(());
+        };
+        self.marks.remove(&record.partition);
+        if mark.appended_at == found {
+            return Ok(());
+        }
+        let (topic, partition, offset) = (self.topic.clone(), record.partition, record.offset);
+        let (expected, found) = (mark.appended_at.0, found.0);
+        Err(SinkError::AnotherLog { topic, partition, offset, expected, found })
     }
 
     async fn check(&mut self) -> Result<(), WriteError> {
@@ -238,7 +271,11 @@ impl Pipeline {
 
     fn restart_feed(&mut self) -> Result<(), SinkError> {
         self.feed = None;
-        let partitions = self.course.batcher().next_offsets();
+        let from = |(partition, next): (i32, Option<i64>)| {
+            let last = self.marks.get(&partition).map(|mark| mark.offset).filter(|last| next == Some(last + 1));
+            (partition, last.or(next))
+        };
+        let partitions: Vec<_> = self.course.batcher().next_offsets().into_iter().map(from).collect();
         if !partitions.is_empty() {
             let (kafka, topic) = (&self.around.kafka, self.topic.clone());
             let decoder = Decoder::of(self.log, self.around.partitions, &kafka.codecs);
@@ -265,6 +302,26 @@ impl Pipeline {
             membership.commit(held.clone());
         }
         self.lag.written(held);
+    }
+
+    /// The record that was written last may be gone, and what comes next not: then it is not looked at.
+    async fn offset_refused(&mut self, reason: String) -> Result<(), SinkError> {
+        let (reader, marks) = (self.feed.as_ref().map(Feed::reader), self.marks.clone());
+        let gone = move || {
+            let is_gone = |(partition, mark): &(i32, Mark)| {
+                let ends = reader.as_ref().and_then(|reader| reader.watermarks(*partition).ok());
+                ends.is_some_and(|(first, end)| mark.offset < first || mark.offset >= end)
+            };
+            marks.into_iter().filter(is_gone).map(|(partition, _)| partition).collect::<Vec<_>>()
+        };
+        let gone = tokio::task::spawn_blocking(gone).await.unwrap_or_default();
+        if gone.is_empty() {
+            return Err(self.out_of_log(reason).await);
+        }
+        for partition in gone {
+            self.marks.remove(&partition);
+        }
+        self.restart_feed()
     }
 
     /// Kafka does not say which offset it refused: the one that is not between the ends of its partition.

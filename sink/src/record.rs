@@ -21,6 +21,8 @@ pub struct Record {
     pub partition: i32,
     /// Offset in the partition.
     pub offset: i64,
+    /// When the broker appended it, if it says.
+    pub appended_at: Option<TimestampMs>,
     /// Key, for the dead letters.
     pub key: Option<Vec<u8>>,
     /// Value, for the dead letters.
@@ -96,17 +98,18 @@ impl Decoder {
         }
     }
 
-    /// A record with what it says, or why it is a dead letter; `appended_at` is what a report's time is measured by.
+    /// A record with what it says, or why it is a dead letter. A report's time is measured by `appended_at`, or by this machine's clock.
     pub fn decode(
         &self,
         partition: i32,
         offset: i64,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        appended_at: TimestampMs,
+        appended_at: Option<TimestampMs>,
     ) -> Record {
-        let content = self.content(partition, key, value, appended_at);
-        Record { partition, offset, key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec), content }
+        let content = self.content(partition, key, value, appended_at.unwrap_or_else(TimestampMs::now));
+        let (key, value) = (key.map(<[u8]>::to_vec), value.map(<[u8]>::to_vec));
+        Record { partition, offset, appended_at, key, value, content }
     }
 
     fn content(

@@ -29,6 +29,15 @@ pub enum Written {
     Lost(Vec<i32>),
 }
 
+/// The last record of a partition that is in the database: by it another log under the same name is found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Where it is.
+    pub offset: i64,
+    /// When it was appended.
+    pub appended_at: TimestampMs,
+}
+
 /// Why a transaction failed, by what has to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WriteError {
@@ -53,14 +62,21 @@ impl Session {
         Session { connection, days: BTreeSet::new() }
     }
 
-    /// The offsets that the database holds for a topic.
-    pub async fn offsets(&mut self, topic: &str) -> Result<BTreeMap<i32, i64>, WriteError> {
-        let rows: Vec<(i32, i64)> =
-            sqlx::query_as("SELECT kafka_partition, next_offset FROM nearby.sink_offsets WHERE topic = $1")
-                .bind(topic)
-                .fetch_all(&mut self.connection)
-                .await?;
-        Ok(rows.into_iter().collect())
+    /// The offsets that the database holds for a topic, and the record before each, as far as it is known.
+    pub async fn offsets(&mut self, topic: &str) -> Result<(BTreeMap<i32, i64>, BTreeMap<i32, Mark>), WriteError> {
+        let rows: Vec<(i32, i64, Option<i64>)> = sqlx::query_as(
+            "SELECT kafka_partition, next_offset, \
+             CASE WHEN last_offset = next_offset - 1 THEN (extract(epoch FROM last_appended_at) * 1000)::bigint END \
+             FROM nearby.sink_offsets WHERE topic = $1",
+        )
+        .bind(topic)
+        .fetch_all(&mut self.connection)
+        .await?;
+        let mark = |(partition, next, appended_ms): &(i32, i64, Option<i64>)| {
+            Some((*partition, Mark { offset: next - 1, appended_at: TimestampMs((*appended_ms)?) }))
+        };
+        let marks = rows.iter().filter_map(mark).collect();
+        Ok((rows.into_iter().map(|(partition, next, _)| (partition, next)).collect(), marks))
     }
 
     /// Whether the database still answers.
@@ -125,11 +141,15 @@ async fn advance(connection: &mut PgConnection, topic: &str, advances: &[Advance
     let (known, new): (Vec<Advance>, Vec<Advance>) = advances.iter().partition(|advance| advance.held.is_some());
     let partitions = |advances: &[Advance]| advances.iter().map(|advance| advance.partition).collect::<Vec<i32>>();
     let next = |advances: &[Advance]| advances.iter().map(|advance| advance.next).collect::<Vec<i64>>();
+    let appended_ms = |advances: &[Advance]| {
+        advances.iter().map(|advance| advance.appended_at.map(|at| at.0)).collect::<Vec<Option<i64>>>()
+    };
     if !known.is_empty() {
         let held: Vec<i64> = known.iter().filter_map(|advance| advance.held).collect();
         let rows: Vec<i32> = sqlx::query_scalar(
-            "UPDATE nearby.sink_offsets AS o SET next_offset = a.next \
-             FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS a (kafka_partition, held, next) \
+            "UPDATE nearby.sink_offsets AS o \
+             SET next_offset = a.next, last_offset = a.next - 1, last_appended_at = to_timestamp(a.appended_ms / 1000.0) \
+             FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS a (kafka_partition, held, next, appended_ms) \
              WHERE o.topic = $1 AND o.kafka_partition = a.kafka_partition AND o.next_offset = a.held \
              RETURNING o.kafka_partition",
         )
@@ -137,18 +157,22 @@ async fn advance(connection: &mut PgConnection, topic: &str, advances: &[Advance
         .bind(partitions(&known))
         .bind(held)
         .bind(next(&known))
+        .bind(appended_ms(&known))
         .fetch_all(&mut *connection)
         .await?;
         advanced.extend(rows);
     }
     if !new.is_empty() {
         let rows: Vec<i32> = sqlx::query_scalar(
-            "INSERT INTO nearby.sink_offsets (topic, kafka_partition, next_offset) \
-             SELECT $1, * FROM unnest($2::int[], $3::bigint[]) ON CONFLICT DO NOTHING RETURNING kafka_partition",
+            "INSERT INTO nearby.sink_offsets (topic, kafka_partition, next_offset, last_offset, last_appended_at) \
+             SELECT $1, kafka_partition, next, next - 1, to_timestamp(appended_ms / 1000.0) \
+             FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS a (kafka_partition, next, appended_ms) \
+             ON CONFLICT DO NOTHING RETURNING kafka_partition",
         )
         .bind(topic)
         .bind(partitions(&new))
         .bind(next(&new))
+        .bind(appended_ms(&new))
         .fetch_all(&mut *connection)
         .await?;
         advanced.extend(rows);

@@ -6,13 +6,13 @@ mod world;
 
 use nearby_schemas::codec::Codec;
 use nearby_schemas::{FriendList, LocationEvent, Position, TimestampMs, UserId};
-use nearby_service::append::Outgoing;
+use nearby_service::append::{Appender, Outgoing};
 use nearby_sink::{SinkError, SinkSettings};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use world::{HISTORY, LIMIT, Running, World, report, small};
+use world::{HISTORY, LIMIT, PARTITIONS, Running, World, report, small};
 
 const DAY_MS: i64 = 86_400_000;
 const YEAR_2100_MS: i64 = 4_102_444_800_000;
@@ -137,6 +137,50 @@ async fn an_offset_before_the_log_stops_the_sink_and_says_what_to_do() {
     world.psql("delete from nearby.sink_offsets");
     let sink = world.sink("", small());
     world.eventually(HISTORY, "50|50");
+    sink.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_made_anew_stops_the_sink_and_says_what_to_do() {
+    let world = World::with_real_broker().await;
+    let reports = |users: std::ops::Range<i64>| {
+        users.map(|user| Outgoing { partition: Some(0), ..good(&world, user) }).collect::<Vec<_>>()
+    };
+    world.append(reports(0..100)).await;
+    let sink = world.sink("", small());
+    world.eventually(HISTORY, "100|100");
+    sink.end().await;
+    // The same log is gone on with, also when the record that was written last is gone meanwhile.
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &world.kafka.brokers).create().expect("an admin client");
+    let mut kept = TopicPartitionList::new();
+    kept.add_partition_offset("location-events", 0, Offset::End).expect("an offset");
+    admin.delete_records(&kept, &AdminOptions::new()).await.expect("deleted, as retention does it");
+    world.append(reports(100..110)).await;
+    let sink = world.sink("", small());
+    world.eventually(HISTORY, "110|110");
+    sink.end().await;
+    let sink = world.sink("", small());
+    world.append(reports(110..120)).await;
+    world.eventually(HISTORY, "120|120");
+    sink.end().await;
+
+    admin.delete_topics(&["location-events"], &AdminOptions::new()).await.expect("deleted");
+    let topics = world.kafka.topics.standing(PARTITIONS);
+    let topic = topics.iter().find(|topic| topic.name == "location-events").expect("it is one of them");
+    while world.kafka.create_topic(topic).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let appender = Appender::new(&world.kafka).expect("a producer that knows no other topic");
+    appender.append(reports(200..350).into_iter()).await.expect("acknowledged");
+    let error = stopped(&world, world.sink("", small())).await;
+    assert!(matches!(error, SinkError::AnotherLog { partition: 0, offset: 119, .. }), "{error:?}");
+    assert_eq!(world.psql(HISTORY), "120|120");
+    let text = error.to_string();
+    let (_, helps) = text.split_once("to write it from its first record on, ").expect("what helps");
+    world.psql(helps);
+    let sink = world.sink("", small());
+    world.eventually("select count(*) from nearby.location_history", "270");
     sink.end().await;
 }
 

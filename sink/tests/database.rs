@@ -7,10 +7,10 @@ use nearby_e2e::postgres::Postgres;
 use nearby_schemas::{FriendList, LocationEvent, Position, Source, TimestampMs, UserId};
 use nearby_sink::batch::{Advance, Batcher, Item};
 use nearby_sink::record::{Content, Log, Record};
-use nearby_sink::write::{Session, WriteError, Written};
+use nearby_sink::write::{Mark, Session, WriteError, Written};
 use nearby_sink::{SinkError, connect};
 use sqlx::{Connection, Executor, PgConnection};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "location-events";
@@ -36,7 +36,14 @@ fn batch(first: i64, contents: Vec<Content>) -> Batcher {
     let mut batcher = Batcher::new(true, 1_000, Duration::ZERO);
     batcher.own(0, Some(first));
     for (content, offset) in contents.into_iter().zip(first..) {
-        let record = Record { partition: 0, offset, key: None, value: None, content: Ok(content) };
+        let record = Record {
+            partition: 0,
+            offset,
+            appended_at: Some(NOON.plus_ms(offset)),
+            key: None,
+            value: None,
+            content: Ok(content),
+        };
         batcher.take(record, Instant::now()).expect("no gap");
     }
     batcher
@@ -72,7 +79,12 @@ async fn rows_arrive_as_they_were_sent_nulls_too() {
         2|2026-01-15 12:00:00+00|2026-01-15 12:00:00.001+00|37.7749001|-122.4194002||||617700169957507071|location-events|0|6
         9223372036854775807|2026-01-15 12:00:00+00|2026-01-15 12:00:00.001+00|||||||location-events|0|7"#]]
     .assert_eq(&rows);
-    assert_eq!(psql(&postgres, "table nearby.sink_offsets"), "location-events|0|8");
+    let offsets = psql(&postgres, "set timezone to 'UTC'; table nearby.sink_offsets");
+    assert_eq!(offsets, "location-events|0|8|7|2026-01-15 12:00:00.007+00");
+    let mark = Mark { offset: 7, appended_at: NOON.plus_ms(7) };
+    assert_eq!(session.offsets(TOPIC).await, Ok(([(0, 8)].into(), [(0, mark)].into())));
+    psql(&postgres, "update nearby.sink_offsets set next_offset = 7");
+    assert_eq!(session.offsets(TOPIC).await, Ok(([(0, 7)].into(), BTreeMap::new())), "set by hand");
     assert_eq!(
         psql(&postgres, "select distinct tableoid::regclass from nearby.location_history"),
         "location_history_20260115"
@@ -140,7 +152,7 @@ async fn of_two_writers_one_loses_and_writes_nothing() {
             psql(&postgres, "select count(*), count(distinct kafka_offset) from nearby.location_history"),
             format!("{next}|{next}")
         );
-        assert_eq!(first.offsets(TOPIC).await.expect("no error").get(&0), Some(&next));
+        assert_eq!(first.offsets(TOPIC).await.expect("no error").0.get(&0), Some(&next));
     }
 }
 
@@ -150,8 +162,8 @@ async fn a_partition_that_is_lost_keeps_the_others_from_advancing() {
     let mut writer = session(&postgres).await;
     psql(&postgres, "insert into nearby.sink_offsets values ('location-events', 0, 5), ('location-events', 1, 7)");
     let batcher = batch(5, vec![event(1, None)]);
-    let lost = Advance { partition: 1, held: Some(6), next: 8 };
-    let new = Advance { partition: 2, held: None, next: 1 };
+    let lost = Advance { partition: 1, held: Some(6), next: 8, appended_at: None };
+    let new = Advance { partition: 2, held: None, next: 1, appended_at: None };
     for others in [vec![lost], vec![lost, new]] {
         let advances = [batcher.attempt().advances, others].concat();
         let written = writer.write(Log::LocationEvents, TOPIC, items(&batcher), &advances).await;
@@ -206,7 +218,8 @@ async fn the_last_friend_list_wins_and_a_tombstone_removes_it() {
         assert!(matches!(written, Ok(Written::Rows(_))), "{written:?}");
         assert_eq!(psql(&postgres, "select user_id, friends from nearby.friend_lists order by 1"), expected);
     }
-    assert_eq!(psql(&postgres, "table nearby.sink_offsets"), "friend-lists|0|12");
+    let offsets = psql(&postgres, "set timezone to 'UTC'; table nearby.sink_offsets");
+    assert_eq!(offsets, "friend-lists|0|12|11|2026-01-15 12:00:00.011+00");
 }
 
 #[tokio::test(flavor = "multi_thread")]
