@@ -11,6 +11,7 @@ use nearby_schemas::UserId;
 use nearby_schemas::batch::FriendMovedBatch;
 use nearby_schemas::codec::Codec;
 use nearby_service::kafka::Kafka;
+use nearby_service::lifelines;
 use nearby_service::logs::Seldom;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
@@ -32,9 +33,10 @@ const PRODUCERS_MAX: usize = 8;
 
 /// Sends batches.
 pub(crate) struct Outbox {
+    kafka: Kafka,
     config: ClientConfig,
     /// As many as were needed so far.
-    producers: Vec<ThreadedProducer<Deliveries>>,
+    producers: Vec<Arc<ThreadedProducer<Deliveries>>>,
     producers_max: usize,
     /// The system gave no further one: those that there are serve all.
     has_all_producers: bool,
@@ -148,15 +150,15 @@ impl Outbox {
             ended: AtomicBool::new(false),
         }));
         // One to begin with: what is wrong with the settings shows at the start.
-        let producers = vec![config.create_with_context(deliveries.clone())?];
-        Ok(Outbox { config, producers, producers_max, has_all_producers: false, deliveries })
+        let producers = vec![new_producer(kafka, &config, &deliveries)?];
+        Ok(Outbox { kafka: kafka.clone(), config, producers, producers_max, has_all_producers: false, deliveries })
     }
 
     /// That of a gateway, always the same: its batches stay in order.
     fn producer(&mut self, gateway: usize) -> &ThreadedProducer<Deliveries> {
         let number = gateway / GATEWAYS_OF_A_PRODUCER % self.producers_max;
         while self.producers.len() <= number && !self.has_all_producers {
-            match self.config.create_with_context(self.deliveries.clone()) {
+            match new_producer(&self.kafka, &self.config, &self.deliveries) {
                 Ok(producer) => self.producers.push(producer),
                 Err(error) => {
                     tracing::warn!(%error, producers = self.producers.len(), "no more producers can be made");
@@ -251,6 +253,16 @@ impl Outbox {
             }
         }
     }
+}
+
+fn new_producer(
+    kafka: &Kafka,
+    config: &ClientConfig,
+    deliveries: &Deliveries,
+) -> Result<Arc<ThreadedProducer<Deliveries>>, KafkaError> {
+    let producer = Arc::new(config.create_with_context(deliveries.clone())?);
+    lifelines::hold_producer(kafka, &kafka.topics.dead_letters(), &producer);
+    Ok(producer)
 }
 
 #[cfg(test)]

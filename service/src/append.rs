@@ -8,6 +8,7 @@
 //! has failed, as after any other error, and its caller decides whether to say it again.
 
 use crate::kafka::Kafka;
+use crate::lifelines;
 use rdkafka::error::KafkaError;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
@@ -57,13 +58,14 @@ impl Future for Acknowledged {
 /// Appends records to topics.
 #[derive(Clone)]
 pub struct Appender {
+    kafka: Kafka,
     config: Arc<ClientConfig>,
     current: Arc<RwLock<Current>>,
 }
 
 /// The producer in use.
 struct Current {
-    producer: ThreadedProducer<Acknowledgements>,
+    producer: Arc<ThreadedProducer<Acknowledgements>>,
     /// When it was made, or when a replacement was last tried in vain.
     since: Instant,
 }
@@ -111,9 +113,9 @@ impl Appender {
     /// What librdkafka says.
     pub fn new(kafka: &Kafka) -> Result<Appender, KafkaError> {
         let config = kafka.writer_config();
-        let producer = config.create_with_context(Acknowledgements)?;
-        let current = Current { producer, since: Instant::now() };
-        Ok(Appender { config: Arc::new(config), current: Arc::new(RwLock::new(current)) })
+        let current = Current { producer: producer(kafka, &config)?, since: Instant::now() };
+        let config = Arc::new(config);
+        Ok(Appender { kafka: kafka.clone(), config, current: Arc::new(RwLock::new(current)) })
     }
 
     /// Appends all records, in order per partition; the future ends when all are acknowledged or one has failed for good.
@@ -148,7 +150,7 @@ impl Appender {
     /// When the limit has passed.
     pub fn flush(&self, limit: Duration) -> Result<(), KafkaError> {
         // Not under the lock: a waiting replacement would hold up everybody who appends.
-        let producer = self.current.read().unwrap_or_else(PoisonError::into_inner).producer.clone();
+        let producer = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).producer);
         producer.flush(limit)
     }
 
@@ -164,7 +166,7 @@ impl Appender {
         current.since = Instant::now();
         let because = current.producer.client().fatal_error();
         tracing::error!(?because, "the Kafka producer has failed for good: going on with a new one");
-        match self.config.create_with_context(Acknowledgements) {
+        match producer(&self.kafka, &self.config) {
             Ok(new) => retire(std::mem::replace(&mut current.producer, new)),
             Err(error) => tracing::error!(%error, "no new Kafka producer"),
         }
@@ -188,8 +190,14 @@ impl Current {
     }
 }
 
+fn producer(kafka: &Kafka, config: &ClientConfig) -> Result<Arc<ThreadedProducer<Acknowledgements>>, KafkaError> {
+    let producer = Arc::new(config.create_with_context(Acknowledgements)?);
+    lifelines::hold_producer(kafka, &kafka.topics.dead_letters(), &producer);
+    Ok(producer)
+}
+
 /// Drops a producer, which fails what it still holds and waits for its threads: not on the thread of who appends.
-fn retire(producer: ThreadedProducer<Acknowledgements>) {
+fn retire(producer: Arc<ThreadedProducer<Acknowledgements>>) {
     let thread = std::thread::Builder::new().name("retire producer".to_owned());
     if let Err(error) = thread.spawn(move || drop(producer)) {
         // Without a thread it was dropped here.

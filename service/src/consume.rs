@@ -1,6 +1,6 @@
 //! librdkafka's batch call behind a safe face: half the cost of a poll a record (measured; see `bench/`).
 //!
-//! The only unsafe code of the project (a test holds that). What makes it safe:
+//! One of the two modules with unsafe code (a test holds that). What makes it safe:
 //! - a [`Queue`] keeps its consumer alive, and gives its own handle of the queue back before it lets go of the consumer;
 //! - the messages of a call belong to the [`Queue`] until the next call, which needs `&mut self`: no [`Record`] is left then;
 //! - keys and values are bytes that librdkafka does not touch before the message is given back.

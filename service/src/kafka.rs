@@ -306,7 +306,7 @@ impl Kafka {
         readiness.not_ready("kafka", "not asked yet");
         let kafka = self.clone();
         tokio::spawn(async move {
-            let probe = match kafka.probe() {
+            let mut probe = match kafka.probe() {
                 Ok(probe) => Arc::new(probe),
                 Err(because) => return readiness.not_ready("kafka", because.to_string()),
             };
@@ -316,7 +316,11 @@ impl Kafka {
                 let asking = tokio::task::spawn_blocking(move || asked.metadata(None, REQUEST_TIMEOUT).map(drop));
                 match asking.await {
                     Ok(Ok(())) => readiness.ready("kafka"),
-                    Ok(Err(because)) => readiness.not_ready("kafka", because),
+                    Ok(Err(because)) => {
+                        readiness.not_ready("kafka", because);
+                        // It may be the client that has nobody left to ask; see the lifelines.
+                        probe = kafka.probe().map_or(probe, Arc::new);
+                    }
                     Err(because) => readiness.not_ready("kafka", because.to_string()),
                 }
             }

@@ -15,6 +15,7 @@ pub mod hosts;
 pub mod http;
 pub mod kafka;
 mod keys;
+pub mod lifelines;
 pub mod logs;
 pub mod membership;
 pub mod metrics;

@@ -6,13 +6,14 @@
 
 use crate::Stop;
 use crate::kafka::{Kafka, REQUEST_TIMEOUT};
+use crate::lifelines;
 use nearby_schemas::{Epoch, TimestampMs};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{self, TryRecvError};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often a member asks whether a successor has come, and polls.
@@ -115,6 +116,8 @@ impl Membership {
     ) -> Result<Membership, KafkaError> {
         let consumer: BaseConsumer<_> =
             kafka.member_config(group).create_with_context(Member { tell, nothing_since: Mutex::default() })?;
+        let consumer = Arc::new(consumer);
+        lifelines::hold_consumer(kafka, &topic, &consumer);
         consumer.subscribe(&[&topic])?;
         let (requests, inbox) = mpsc::channel();
         let thread = std::thread::Builder::new().name(format!("member of {group}"));

@@ -7,6 +7,7 @@
 use crate::Stop;
 use crate::consume::{Fetched, Queue, Record};
 use crate::kafka::{Kafka, REQUEST_TIMEOUT};
+use crate::lifelines;
 use crate::progress::{Moved, Progress};
 use nearby_schemas::TimestampMs;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -139,6 +140,7 @@ impl Reader {
         };
         config.set("auto.offset.reset", reset);
         let consumer: Arc<BaseConsumer<Quiet>> = Arc::new(config.create_with_context(Quiet)?);
+        lifelines::hold_consumer(kafka, &topic, &consumer);
         let (requests, inbox) = mpsc::channel();
         let is_behind = Arc::default();
         let reader = Reader {
