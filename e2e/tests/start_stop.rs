@@ -334,6 +334,21 @@ fn run_ends_in_order_while_its_database_is_starting() -> anyhow::Result<()> {
 }
 
 #[test]
+fn who_waits_for_a_broker_ends_in_order() -> anyhow::Result<()> {
+    // It takes connections, by the system's hand, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let brokers = silent.local_addr()?.to_string();
+    for service in ["run", "ingest", "processor", "pusher", "sink --database-url postgresql://x"] {
+        let command = format!("{service} --listen 127.0.0.1:0 --brokers {brokers}");
+        let mut nearby = Nearby::start(&command.split(' ').collect::<Vec<_>>(), WITH_SECRET)?;
+        // It would be refused after 20 s.
+        sleep(AT_ONCE);
+        ends_well(nearby.terminate()?, &nearby).context(service)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_killed_run_leaves_no_database_behind() -> anyhow::Result<()> {
     let (mut nearby, _, embedded) = start_run()?;
     nearby.kill9()?;

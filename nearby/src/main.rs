@@ -39,6 +39,11 @@ impl std::fmt::Display for BadSetting {
 
 impl std::error::Error for BadSetting {}
 
+/// A signal came before anything was started: an end in order.
+#[derive(Debug, thiserror::Error)]
+#[error("asked to stop while starting")]
+pub struct StoppedAtStart;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     nearby_service::logs::start();
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<StoppedAtStart>() => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::embedded::database::EmbeddedDatabase;
 use crate::embedded::kafka::EmbeddedKafka;
-use crate::services::{flush_reports, rules, start_processor, supervise_processor};
+use crate::services::{flush_reports, rules, start_processor, supervise_processor, unless_stopped};
 use crate::simulate::walkers::{self, Walkers};
 use crate::{BadSetting, page, wiring};
 use anyhow::Context;
@@ -106,20 +106,23 @@ struct Services {
 
 /// Runs until a signal, or until a part fails.
 pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
-    let started_at = Instant::now();
+    let (started_at, readiness, stop) = (Instant::now(), Readiness::default(), Stop::new());
+    stop_on_signals(stop.clone()).context("listening to signals")?;
     wiring::check_dev_tokens(&settings.auth, settings.listen)?;
     let tokens = tokens(&settings.auth)?;
     let door = door(&settings)?;
     let listener = wiring::listen(settings.listen).await?;
     let (address, scheme) = (listener.local_addr().context("the listener's address")?, door.scheme());
-    let given_database = match &settings.database_url {
-        Some(url) => Some((url.clone(), wiring::connect_database(url).await?)),
-        None => None,
+    let found = async {
+        let given_database = match &settings.database_url {
+            Some(url) => Some((url.clone(), wiring::connect_database(url).await?)),
+            None => None,
+        };
+        let mut kafka = kafka(&settings).await?;
+        wiring::connect_registry(&mut kafka.access, &settings.registry, &WRITTEN, &readiness).await?;
+        Ok((given_database, kafka))
     };
-    let mut kafka = kafka(&settings).await?;
-    let (readiness, stop) = (Readiness::default(), Stop::new());
-    wiring::connect_registry(&mut kafka.access, &settings.registry, &WRITTEN, &readiness).await?;
-    stop_on_signals(stop.clone()).context("listening to signals")?;
+    let (given_database, kafka) = unless_stopped(&stop, found).await?;
     kafka.access.watch(readiness.clone(), stop.clone());
     println!("kafka {}", kafka.access.brokers);
 

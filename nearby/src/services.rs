@@ -1,6 +1,6 @@
 //! The four services, each alone against real Kafka and Postgres.
 
-use crate::{BadSetting, wiring};
+use crate::{BadSetting, StoppedAtStart, wiring};
 use anyhow::Context;
 use nearby_ingest::IngestContext;
 use nearby_ingest::reports::Reports;
@@ -112,14 +112,19 @@ impl Base {
         settings: &KafkaSettings,
         written: &'static [RecordType],
     ) -> anyhow::Result<Base> {
-        let listener = wiring::listen(listen).await?;
-        let mut kafka = Kafka::from_settings(settings);
-        wiring::check_broker(&kafka).await?;
-        let checked = kafka.clone();
-        tokio::task::spawn_blocking(move || checked.check_topics()).await.context("looking at the topics")??;
         let (readiness, stop) = (Readiness::default(), Stop::new());
-        wiring::connect_registry(&mut kafka, &settings.registry, written, &readiness).await?;
+        // Brokers may keep us waiting.
         stop_on_signals(stop.clone()).context("listening to signals")?;
+        let found = async {
+            let listener = wiring::listen(listen).await?;
+            let mut kafka = Kafka::from_settings(settings);
+            wiring::check_broker(&kafka).await?;
+            let checked = kafka.clone();
+            tokio::task::spawn_blocking(move || checked.check_topics()).await.context("looking at the topics")??;
+            wiring::connect_registry(&mut kafka, &settings.registry, written, &readiness).await?;
+            Ok((listener, kafka))
+        };
+        let (listener, kafka) = unless_stopped(&stop, found).await?;
         kafka.watch(readiness.clone(), stop.clone());
         Ok(Base { listener, kafka, readiness, stop })
     }
@@ -176,7 +181,7 @@ pub async fn processor(command: ProcessorCommand) -> anyhow::Result<()> {
         None => std::thread::available_parallelism().context("the number of cores")?,
     };
     let settings = ProcessorSettings { rules: command.rules, handover_max: HANDOVER_MAX, engine_threads };
-    let processor = start_processor(settings, kafka, readiness, stop.clone()).await?;
+    let processor = unless_stopped(&stop, start_processor(settings, kafka, readiness, stop.clone())).await?;
     let served =
         base.serve(warp::any().and_then(nothing_here).boxed(), None, Door::unguarded(OPERATIONS_CONNECTIONS_MAX))?;
     supervise_processor(processor, &stop).await?;
@@ -224,8 +229,12 @@ pub async fn pusher(command: PusherCommand) -> anyhow::Result<()> {
 /// `nearby sink`.
 pub async fn sink(command: SinkCommand) -> anyhow::Result<()> {
     let base = Base::check(command.listen, &command.kafka, &[]).await?;
-    let database = wiring::connect_database(&command.database_url).await?;
-    database.migrate().await?;
+    let connected = async {
+        let database = wiring::connect_database(&command.database_url).await?;
+        database.migrate().await?;
+        Ok(database)
+    };
+    let database = unless_stopped(&base.stop, connected).await?;
     let (kafka, readiness, stop) = (base.kafka.clone(), base.readiness.clone(), base.stop.clone());
     let served =
         base.serve(warp::any().and_then(nothing_here).boxed(), None, Door::unguarded(OPERATIONS_CONNECTIONS_MAX))?;
@@ -233,6 +242,14 @@ pub async fn sink(command: SinkCommand) -> anyhow::Result<()> {
     stop.cancel();
     served.await.context("serving HTTP")?;
     ended.context("the sink stopped")
+}
+
+/// What has to be there before anything is started, unless we are asked to stop meanwhile.
+///
+/// # Errors
+/// Its own, or [`StoppedAtStart`].
+pub async fn unless_stopped<T>(stop: &Stop, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    stop.run_until_cancelled(work).await.unwrap_or_else(|| Err(StoppedAtStart.into()))
 }
 
 /// What clients are told of the rules.
