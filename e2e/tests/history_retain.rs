@@ -97,13 +97,17 @@ fn retain_removes_whole_old_days_and_says_which() -> anyhow::Result<()> {
     ensure!(days_left(&postgres)? == names[2..], "{:?}", days_left(&postgres)?);
     ensure!(postgres.psql("select count(*) from nearby.location_history")?.trim() == "10");
 
+    let few = history("retain --days 5", &env)?;
+    ensure!(few.code == Some(0) && few.stdout.contains("reports may be up to 8 days late"), "{few:?}");
+    ensure!(!ended.stdout.contains("late"), "{ended:?}");
+    ensure!(days_left(&postgres)? == names[4..], "{:?}", days_left(&postgres)?);
     let again = history("retain --days 30", &env)?;
     ensure!(again.code == Some(0) && again.stdout.contains("0 days with 0 rows"), "{again:?}");
 
     for (args, because) in [
-        ("retain --days 8", "up to 8 days late"),
-        ("retain --days=-1", "from 9 to 36500"),
-        ("retain --days 40000", "from 9 to 36500"),
+        ("retain --days 0", "from 1 to 36500"),
+        ("retain --days=-1", "from 1 to 36500"),
+        ("retain --days 40000", "from 1 to 36500"),
         ("retain", "--days"),
         ("retain --days 30 --lock-wait-s 0", "--lock-wait-s"),
         ("retain --days 30 --database-url mysql://a", "it has to start with postgresql://"),

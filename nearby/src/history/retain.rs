@@ -15,8 +15,9 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use std::time::{Duration, Instant};
 
 const DAY_MS: i64 = 86_400_000;
-/// The sink takes reports that are up to 8 days late; a day that is gone it would make anew.
-const DAYS_MIN: i64 = 9;
+const DAYS_MIN: i64 = 1;
+/// The sink takes reports that are up to 8 days late; a day that is gone it makes anew.
+const DAYS_BEFORE_NONE_COMES: i64 = 9;
 const DAYS_MAX: i64 = 36_500;
 /// How long a step may wait for others' locks at once: whoever comes after us in the queue waits as long. Half of Postgres'
 /// `deadlock_timeout`: if we and somebody else ever wait for each other, it is we who give way, and not who Postgres would choose.
@@ -30,7 +31,7 @@ const COUNT_LIMIT: Duration = Duration::from_secs(30);
 pub struct RetainSettings {
     #[command(flatten)]
     database: DatabaseSettings,
-    /// Days to keep: what was reported earlier is removed, by whole UTC days; at least 9, as reports may be 8 days late
+    /// Days to keep: what was reported earlier is removed, by whole UTC days. A report may be 8 days late: with less than 9, run it again
     #[arg(long, env = "NEARBY_RETAIN_DAYS", value_name = "N", value_parser = days)]
     days: i64,
     /// Remove nothing, only say what would be removed
@@ -44,9 +45,6 @@ pub struct RetainSettings {
 fn days(text: &str) -> Result<i64, String> {
     match text.parse() {
         Ok(days) if (DAYS_MIN..=DAYS_MAX).contains(&days) => Ok(days),
-        Ok(days) if (0..DAYS_MIN).contains(&days) => Err(format!(
-            "reports may be up to 8 days late, and the sink would make their day anew: at least {DAYS_MIN}"
-        )),
         _ => Err(format!("a number of days, from {DAYS_MIN} to {DAYS_MAX}")),
     }
 }
@@ -98,6 +96,9 @@ pub async fn retain(settings: RetainSettings) -> anyhow::Result<()> {
     }
     let first_kept = TimestampMs(oldest_kept.0.div_euclid(DAY_MS) * DAY_MS);
     println!("{}; what was reported since {} is kept", gone.text(settings.dry_run), Rfc3339(first_kept));
+    if settings.days < DAYS_BEFORE_NONE_COMES {
+        println!("reports may be up to 8 days late: those that come for a day that is gone stay until the next run");
+    }
     Ok(())
 }
 
@@ -299,11 +300,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fewer_days_than_reports_may_be_late_are_refused() {
-        assert_eq!((days("9"), days("36500")), (Ok(9), Ok(36_500)));
-        assert!(days("8").is_err_and(|because| because.contains("8 days late")));
-        for text in ["-1", "36501", "a week", ""] {
-            assert!(days(text).is_err_and(|because| because.contains("from 9 to")), "{text}");
+    fn at_least_one_day_is_kept() {
+        assert_eq!((days("1"), days("36500")), (Ok(1), Ok(36_500)));
+        for text in ["0", "-1", "36501", "a week", ""] {
+            assert!(days(text).is_err_and(|because| because.contains("from 1 to")), "{text}");
         }
     }
 
