@@ -42,7 +42,7 @@ test: ## Every test; installs what is missing (Debian, root) or names it
 	@$(if $(wildcard $(RECORDED)),,echo "NOT RUN: the checks on real movement, because $(RECORDED) is missing (see README)")
 	@$(if $(NO_SMALL_DISK),echo "NOT RUN: history_disk_full$(,) because only root can mount its small disk$(,) or NO_SMALL_DISK is set")
 
-test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading: a quarter of an hour, and what was measured
+test-long: ## Faults at length, 10,000 sockets, 1,000 clients that stop reading: a quarter to half an hour, and what was measured
 	sh e2e/setup.sh
 	cargo build -p nearby
 	FAILOVER=long cargo test -p nearby-e2e --features full --test failover -- --nocapture
