@@ -236,7 +236,7 @@ impl Pipeline {
                 let Some((offset, record)) = around.broker.read(self.topic, *partition, *next) else { break };
                 *next = offset + 1;
                 let (key, value) = (record.key.as_deref(), record.value.as_deref());
-                let record = self.decoder.decode(*partition, offset, key, value, record.appended_at);
+                let record = self.decoder.decode(*partition, offset, key, value, Some(record.appended_at));
                 if let Err(gap) = self.course.take(record, now) {
                     around.judge.blame(around.agenda.now_ms(), format!("a sink stops: {gap:?}"));
                 }
