@@ -28,15 +28,15 @@ const QUESTIONS: &[(&str, &str)] = &[
         "select count(*) from nearby.encounters where slot >= '2026-01-07 00:00+00' and slot < '2026-01-08 00:00+00'",
     ),
     (
-        "everybody's day, by two processes",
+        "everybody's day, by several processes",
         "select count(*), sum(distance_m) from nearby.user_days_between('2026-01-07', '2026-01-08')",
     ),
     (
-        "cells in the hours of one day, by two processes",
+        "cells in the hours of one day, by several processes",
         "select count(*), sum(users) from nearby.cell_hours_between('2026-01-07 00:00+00', '2026-01-08 00:00+00')",
     ),
     (
-        "encounters of one day, by two processes",
+        "encounters of one day, by several processes",
         "select count(*) from nearby.encounters_between('2026-01-07 00:00+00', '2026-01-08 00:00+00')",
     ),
     ("latest_positions, all", "select count(*), sum(lat) from nearby.latest_positions"),
@@ -45,7 +45,7 @@ const QUESTIONS: &[(&str, &str)] = &[
     ("stays, all", "select count(*), sum(fixes) from nearby.stays"),
     ("encounters, all", "select count(*), sum(distance_m) from nearby.encounters"),
     (
-        "encounters, all, by two processes",
+        "encounters, all, by several processes",
         "select count(*), sum(distance_m) from nearby.encounters_between('-infinity', 'infinity')",
     ),
 ];
