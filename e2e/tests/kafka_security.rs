@@ -110,8 +110,12 @@ fn a_property_that_cannot_be_is_a_bad_setting_and_its_value_is_not_repeated() ->
         ("security.protocol=SSL\nwr0ng-s3cret", "line 2 is not KEY=VALUE"),
         ("security.protocol=SSL\nssl.ca.location=/nowhere/ca.pem\nssl.key.password=wr0ng-s3cret", "ssl.ca.location"),
     ];
+    let folder = tempfile::tempdir()?;
+    let friends = folder.path().join("friends");
+    std::fs::write(&friends, "1\t2\n")?;
+    let load = format!("friends load {}", friends.display());
     for (properties, reason) in cases {
-        for command in ["topics check", "processor", "run", "friends load /dev/null"] {
+        for command in ["topics check", "processor", "run", &load] {
             let flag = format!("--kafka-property={properties}");
             for as_flag in [true, false] {
                 let mut args = arguments(&format!("{command} --brokers 127.0.0.1:1"))?;

@@ -99,7 +99,8 @@ fn a_wrong_setting_is_refused_at_once_with_exit_code_2() {
             refused(format!("pusher --listen {busy} --brokers {NO_BROKER}"), 2, names_port),
             refused(format!("sink --listen {busy} --brokers {NO_BROKER} --database-url postgresql://x"), 2, names_port),
             // A bad value of a flag or of an environment variable.
-            refused("run --listen nonsense", 2, &["nonsense", "--listen"]),
+            refused("run --listen nonsense", 2, &["nonsense", "--listen <IP:PORT>"]),
+            refused("run --brokers http://127.0.0.1:9092", 2, &["HOST:PORT, without http://"]),
             refused("run --walkers -1", 2, &["-1"]),
             refused("run --partitions 0", 2, &["--partitions", "1..=10000"]),
             refused("run --radius-m 8km", 2, &["8km", "--radius-m"]),
@@ -132,6 +133,7 @@ fn a_wrong_setting_is_refused_at_once_with_exit_code_2() {
             refused("run --jwks-file /nonexistent", 2, &["--jwks-file /nonexistent"]).with(&[]),
             refused("run --jwt-public-key-file /nonexistent", 2, &["--jwt-public-key-file /nonexistent"]).with(&[]),
             refused("friends load /nonexistent", 2, &["/nonexistent", "No such file"]),
+            refused("friends load /dev/null", 2, &["no friendship in /dev/null", "USER, a tab, FRIEND"]),
             refused("simulate --checkins /nonexistent", 2, &["/nonexistent", "No such file"]),
             // What would be open to the world, or tell clients nothing.
             refused("run --dev-tokens --listen 0.0.0.0:0 --advertise-url http://x", 2, &["--dev-tokens", "0.0.0.0:0"]),
@@ -176,6 +178,7 @@ fn a_database_that_cannot_be_used_is_named_without_its_password() {
             refused(with_url("postgresql://me:s3cret@127.0.0.1:1/db"), 1, &["127.0.0.1:1/db"]),
             refused(with_url("postgresql://me:s3cret@127.0.0.1:1/db?sslmode=perhaps"), 2, &["database URL", "perhaps"]),
             refused(with_url("postgresql://me:s3cret@127.0.0.1:99999/db"), 2, &["database URL", "port"]),
+            refused(with_url("postgresql://me:p/word@127.0.0.1/db"), 2, &["database URL", "%2F"]),
             refused(with_url("postgresql://me:s3cret@[::1/db"), 2, &["database URL"]),
             refused(with_url("mysql://me:s3cret@127.0.0.1/db"), 2, &["database URL", "postgresql://"]),
             refused(with_url("s3cret"), 2, &["database URL", "postgresql://"]),

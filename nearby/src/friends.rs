@@ -29,7 +29,7 @@ pub struct LoadSettings {
     /// Lines of user, tab, friend: whom the user may see (SNAP's format), plain or gzip
     file: PathBuf,
     /// Write straight to Kafka, HOST:PORT,…; without it the lists go through the API
-    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
+    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…", value_parser = nearby_service::settings::brokers)]
     brokers: Option<String>,
     #[command(flatten)]
     names: TopicSettings,
@@ -48,6 +48,10 @@ pub struct LoadSettings {
 pub async fn friends(command: FriendsCommand) -> anyhow::Result<()> {
     let FriendsCommand::Load(settings) = command;
     let lists = friendships(&settings.file).map_err(bad_file)?;
+    if lists.is_empty() {
+        let detail = format!("there is no friendship in {}: a line is USER, a tab, FRIEND", settings.file.display());
+        return Err(BadSetting(detail).into());
+    }
     if let Some((user, friends)) = lists.iter().find(|(_, friends)| friends.len() > FriendList::FRIENDS_MAX) {
         let (count, max) = (friends.len(), FriendList::FRIENDS_MAX);
         return Err(BadSetting(format!("user {user} has {count} friends; at most {max} are accepted")).into());

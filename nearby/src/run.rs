@@ -46,13 +46,13 @@ const PART_END_LIMIT: Duration = Duration::from_secs(3);
 #[derive(clap::Args)]
 pub struct RunSettings {
     /// Address for everything: HTTP, WebSocket and the live map
-    #[arg(long, env = "NEARBY_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "NEARBY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Address that clients are told, http://… or https://…; required when listening on 0.0.0.0
     #[arg(long, env = "NEARBY_ADVERTISE_URL", value_name = "URL")]
     advertise_url: Option<BaseUrl>,
     /// Kafka brokers, HOST:PORT,…; without them Kafka is embedded and forgets everything at the end
-    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
+    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…", value_parser = nearby_service::settings::brokers)]
     brokers: Option<String>,
     #[command(flatten)]
     names: TopicSettings,

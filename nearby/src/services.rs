@@ -30,7 +30,7 @@ const LAST_REPORTS_LIMIT: Duration = Duration::from_secs(5);
 #[derive(clap::Args)]
 pub struct IngestCommand {
     /// Address to listen on
-    #[arg(long, env = "NEARBY_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "NEARBY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     #[command(flatten)]
     kafka: KafkaSettings,
@@ -48,7 +48,7 @@ pub struct IngestCommand {
 #[derive(clap::Args)]
 pub struct ProcessorCommand {
     /// Address to listen on, for health and metrics
-    #[arg(long, env = "NEARBY_LISTEN", default_value = "127.0.0.1:9101")]
+    #[arg(long, env = "NEARBY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:9101")]
     listen: SocketAddr,
     #[command(flatten)]
     kafka: KafkaSettings,
@@ -63,7 +63,7 @@ pub struct ProcessorCommand {
 #[derive(clap::Args)]
 pub struct PusherCommand {
     /// Address to listen on
-    #[arg(long, env = "NEARBY_LISTEN", default_value = "127.0.0.1:8081")]
+    #[arg(long, env = "NEARBY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
     /// Address that clients are told, http://… or https://…; required when listening on 0.0.0.0
     #[arg(long, env = "NEARBY_ADVERTISE_URL", value_name = "URL")]
@@ -86,7 +86,7 @@ pub struct PusherCommand {
 #[derive(clap::Args)]
 pub struct SinkCommand {
     /// Address to listen on, for health and metrics
-    #[arg(long, env = "NEARBY_LISTEN", default_value = "127.0.0.1:9102")]
+    #[arg(long, env = "NEARBY_LISTEN", value_name = "IP:PORT", default_value = "127.0.0.1:9102")]
     listen: SocketAddr,
     /// Postgres, postgresql://USER:PASSWORD@HOST:PORT/DB
     #[arg(long, env = "NEARBY_DATABASE_URL", hide_env_values = true, value_name = "URL")]

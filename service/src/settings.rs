@@ -9,11 +9,22 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+/// `--brokers`, as librdkafka takes it.
+///
+/// # Errors
+/// It is a web address.
+pub fn brokers(text: &str) -> Result<String, String> {
+    if text.split(',').any(|broker| broker.starts_with("http://") || broker.starts_with("https://")) {
+        return Err("a broker is HOST:PORT, without http://".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Where Kafka is and how its topics are called.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KafkaSettings {
     /// Kafka brokers, HOST:PORT,…
-    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…")]
+    #[arg(long, env = "NEARBY_BROKERS", value_name = "HOST:PORT,…", value_parser = brokers)]
     pub brokers: String,
     #[command(flatten)]
     #[allow(missing_docs, reason = "its parts are documented; clap would print a text here as a heading")]

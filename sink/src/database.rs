@@ -48,7 +48,11 @@ pub async fn connect(database_url: &str) -> Result<Database, SinkError> {
     }
     let options = PgConnectOptions::from_str(database_url).map_err(|error| {
         let text = error.to_string();
-        SinkError::DatabaseUrl(text.replace("error with configuration: ", ""))
+        let text = text.replace("error with configuration: ", "");
+        // A password with such a sign is cut at it, and its rest read as a port.
+        let is_cut = text.contains("port number");
+        let hint = if is_cut { "; in a password @ : / ? # are written %40 %3A %2F %3F %23" } else { "" };
+        SinkError::DatabaseUrl(format!("{text}{hint}"))
     })?;
     let database = Database { options: options.application_name("nearby-sink").disable_statement_logging() };
     let connection = database.connection().await.map_err(|reason| database.unreachable(reason))?;
