@@ -65,7 +65,7 @@ fn load(postgres: &Postgres, reports: &str) {
         let (user_id, time) = (UserId(fields[0]), TimestampMs(fields[1]));
         let (reported_at, received_at) = (time, time);
         let event = LocationEvent { user_id, reported_at, received_at, position: Some(position), source: Source::Http };
-        let record = decoder.decode(0, 0, None, Some(&codec.encode(&event)), time);
+        let record = decoder.decode(0, 0, None, Some(&codec.encode(&event)), Some(time));
         let Ok(Content::Reported(LocationEvent { position: Some(position), .. }, Some(cell))) = record.content else {
             panic!("{line} is a report with a place: {record:?}")
         };
