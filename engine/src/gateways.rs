@@ -3,8 +3,8 @@
 //! A gateway is alive when it has a heartbeat that is not too far behind the newest of all. Append times and the order of the log alone
 //! decide, so every processor comes to the same result, whenever it reads them.
 //!
-//! Append times may go back: a broker's clock is corrected, or another broker leads. A gateway whose own heartbeat is from long before its
-//! last one says so (its heartbeats are in the log in their order), and then all others are as long ago as they were.
+//! Append times may go back: a broker's clock is corrected, or another broker leads. A heartbeat that is last in the log and long before the
+//! newest says so, and then all that came before it are as long ago as they were.
 
 use crate::notice::GatewayIndex;
 use nearby_schemas::{GatewayId, TimestampMs};
@@ -79,9 +79,8 @@ impl Gateways {
 
     /// A heartbeat of a gateway.
     pub(crate) fn beat(&mut self, index: GatewayIndex, appended_at: TimestampMs) -> Beat {
-        let before = self.gateways[index.0 as usize].heartbeat;
-        if before.is_some_and(|before| before.since_ms(appended_at) > self.lost_after_ms / 2) {
-            let back_ms = self.newest.since_ms(appended_at);
+        let back_ms = self.newest.since_ms(appended_at);
+        if back_ms > self.lost_after_ms / 2 {
             self.newest = appended_at;
             for heartbeat in self.gateways.iter_mut().filter_map(|gateway| gateway.heartbeat.as_mut()) {
                 *heartbeat = heartbeat.plus_ms(-back_ms);

@@ -77,10 +77,9 @@ impl Model {
             }
             Input::Session { user, gateway, ask: None } => drop(self.sessions.remove(&(user, gateway))),
             Input::Heartbeat { gateway, appended_at } => {
-                // A gateway's own heartbeats come in their order: the broker's clock was set back, and with it all that is known.
-                if self.heartbeats.get(&gateway).is_some_and(|before| before - appended_at > GATEWAY_LOST_AFTER_MS / 2)
-                {
-                    let back_ms = self.newest_heartbeat - appended_at;
+                // The log has an order: the broker's clock was set back, and with it all that is known.
+                let back_ms = self.newest_heartbeat - appended_at;
+                if back_ms > GATEWAY_LOST_AFTER_MS / 2 {
                     self.heartbeats.values_mut().for_each(|heartbeat| *heartbeat -= back_ms);
                     self.newest_heartbeat = appended_at;
                 }
