@@ -31,16 +31,46 @@ COMMENT ON FUNCTION nearby.stretches IS
 
 
 -- From the table and not from fixes, whose other columns would be sorted as nulls: a tenth of all the work.
+CREATE OR REPLACE VIEW nearby.user_days AS
+SELECT user_id, (midnight AT TIME ZONE 'UTC')::date AS day, fixes, distance_m, of_day.first_at, of_day.last_at
+FROM nearby.history_span
+CROSS JOIN generate_series(
+    date_bin('24 hours', history_span.first_at, 'epoch'), history_span.last_at, interval '24 hours'
+) AS midnight
+CROSS JOIN LATERAL (
+    SELECT
+        user_id,
+        count(*) AS fixes,
+        coalesce(sum(nearby.distance_m(lat_before, lon_before, lat, lon)), 0) AS distance_m,
+        min(reported_at) AS first_at,
+        max(reported_at) AS last_at
+    FROM (
+        SELECT
+            user_id, reported_at, lat, lon,
+            lag(lat) OVER day_of_user AS lat_before,
+            lag(lon) OVER day_of_user AS lon_before
+        FROM (
+            SELECT DISTINCT ON (user_id, reported_at) user_id, reported_at, lat, lon
+            FROM nearby.location_history
+            WHERE lat IS NOT NULL AND reported_at >= midnight AND reported_at < midnight + interval '24 hours'
+            ORDER BY user_id, reported_at, kafka_offset DESC
+        ) AS fix
+        WINDOW day_of_user AS (PARTITION BY user_id ORDER BY reported_at)
+    ) AS leg
+    GROUP BY user_id
+) AS of_day;
+
+-- The same of one day, by itself. Not in the view: who calls a function in a view needs rights on what it reads.
 CREATE FUNCTION nearby.user_days_from(midnight timestamptz)
 RETURNS TABLE (user_id bigint, fixes bigint, distance_m double precision, first_at timestamptz, last_at timestamptz)
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
     SELECT
         user_id,
-        count(*),
-        coalesce(sum(nearby.distance_m(lat_before, lon_before, lat, lon)), 0),
-        min(reported_at),
-        max(reported_at)
+        count(*) AS fixes,
+        coalesce(sum(nearby.distance_m(lat_before, lon_before, lat, lon)), 0) AS distance_m,
+        min(reported_at) AS first_at,
+        max(reported_at) AS last_at
     FROM (
         SELECT
             user_id, reported_at, lat, lon,
@@ -58,14 +88,6 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION nearby.user_days_from IS 'The rows of user_days of the 24 hours from a moment on.';
-
-CREATE OR REPLACE VIEW nearby.user_days AS
-SELECT user_id, (midnight AT TIME ZONE 'UTC')::date AS day, fixes, distance_m, of_day.first_at, of_day.last_at
-FROM nearby.history_span
-CROSS JOIN generate_series(
-    date_bin('24 hours', history_span.first_at, 'epoch'), history_span.last_at, interval '24 hours'
-) AS midnight
-CROSS JOIN LATERAL nearby.user_days_from(midnight) AS of_day;
 
 -- A plan for each day: it reads the day's partition from end to end, where one for any day would go through the index.
 CREATE FUNCTION nearby.user_days_part(from_day date, to_day date, part integer)

@@ -64,7 +64,8 @@ pub enum SinkError {
     #[error(
         "{topic}/{partition} is another log than the one that history was written from: its record {offset} was appended at {found}, the one \
          that was written at {expected} (ms since 1970). If the topic was made anew, records of it before that offset are in no history: to \
-         write it from its first record on, DELETE FROM nearby.sink_offsets WHERE topic = '{topic}'"
+         write it from its first record on, DELETE FROM nearby.sink_offsets WHERE topic = '{topic}'. If a broker lost the end of the same \
+         log, others took these offsets: to go on behind them, UPDATE nearby.sink_offsets SET last_offset = NULL WHERE topic = '{topic}'"
     )]
     AnotherLog {
         /// Topic.

@@ -306,15 +306,23 @@ impl Pipeline {
 
     /// The record that was written last may be gone, and what comes next not: then it is not looked at.
     async fn offset_refused(&mut self, reason: String) -> Result<(), SinkError> {
-        let (reader, marks) = (self.feed.as_ref().map(Feed::reader), self.marks.clone());
-        let gone = move || {
-            let is_gone = |(partition, mark): &(i32, Mark)| {
-                let ends = reader.as_ref().and_then(|reader| reader.watermarks(*partition).ok());
-                ends.is_some_and(|(first, end)| mark.offset < first || mark.offset >= end)
-            };
-            marks.into_iter().filter(is_gone).map(|(partition, _)| partition).collect::<Vec<_>>()
+        let began = self.course.batcher().next_offsets().into_iter().filter_map(|(partition, next)| {
+            let mark = self.marks.get(&partition).filter(|mark| next == Some(mark.offset + 1))?;
+            Some((partition, mark.offset))
+        });
+        let (reader, began) = (self.feed.as_ref().map(Feed::reader), began.collect::<Vec<_>>());
+        // `None`: no broker says it.
+        let look = move || {
+            let gone = began.into_iter().map(|(partition, offset)| {
+                let (first, end) = reader.as_ref()?.watermarks(partition).ok()?;
+                Some((offset < first || offset >= end).then_some(partition))
+            });
+            gone.collect::<Option<Vec<Option<i32>>>>()
         };
-        let gone = tokio::task::spawn_blocking(gone).await.unwrap_or_default();
+        let stop = self.around.stop.clone();
+        let Some(looked) = stop.run_until_cancelled(tokio::task::spawn_blocking(look)).await else { return Ok(()) };
+        let Some(gone) = looked.ok().flatten() else { return self.restart_feed() };
+        let gone: Vec<i32> = gone.into_iter().flatten().collect();
         if gone.is_empty() {
             return Err(self.out_of_log(reason).await);
         }

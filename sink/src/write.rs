@@ -66,7 +66,7 @@ impl Session {
     pub async fn offsets(&mut self, topic: &str) -> Result<(BTreeMap<i32, i64>, BTreeMap<i32, Mark>), WriteError> {
         let rows: Vec<(i32, i64, Option<i64>)> = sqlx::query_as(
             "SELECT kafka_partition, next_offset, \
-             CASE WHEN last_offset = next_offset - 1 THEN (extract(epoch FROM last_appended_at) * 1000)::bigint END \
+             CASE WHEN last_offset = next_offset - 1 THEN last_timestamp_ms END \
              FROM nearby.sink_offsets WHERE topic = $1",
         )
         .bind(topic)
@@ -148,8 +148,8 @@ async fn advance(connection: &mut PgConnection, topic: &str, advances: &[Advance
         let held: Vec<i64> = known.iter().filter_map(|advance| advance.held).collect();
         let rows: Vec<i32> = sqlx::query_scalar(
             "UPDATE nearby.sink_offsets AS o \
-             SET next_offset = a.next, last_offset = a.next - 1, last_appended_at = to_timestamp(a.appended_ms / 1000.0) \
-             FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS a (kafka_partition, held, next, appended_ms) \
+             SET next_offset = a.next, last_offset = a.next - 1, last_timestamp_ms = a.timestamp_ms \
+             FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[]) AS a (kafka_partition, held, next, timestamp_ms) \
              WHERE o.topic = $1 AND o.kafka_partition = a.kafka_partition AND o.next_offset = a.held \
              RETURNING o.kafka_partition",
         )
@@ -164,9 +164,9 @@ async fn advance(connection: &mut PgConnection, topic: &str, advances: &[Advance
     }
     if !new.is_empty() {
         let rows: Vec<i32> = sqlx::query_scalar(
-            "INSERT INTO nearby.sink_offsets (topic, kafka_partition, next_offset, last_offset, last_appended_at) \
-             SELECT $1, kafka_partition, next, next - 1, to_timestamp(appended_ms / 1000.0) \
-             FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS a (kafka_partition, next, appended_ms) \
+            "INSERT INTO nearby.sink_offsets (topic, kafka_partition, next_offset, last_offset, last_timestamp_ms) \
+             SELECT $1, kafka_partition, next, next - 1, timestamp_ms \
+             FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS a (kafka_partition, next, timestamp_ms) \
              ON CONFLICT DO NOTHING RETURNING kafka_partition",
         )
         .bind(topic)

@@ -154,3 +154,18 @@ async fn a_server_that_lets_us_make_no_role_is_migrated_too() {
     postgres::psql(&url, "call nearby.let_analysts_read()").expect("the owner calls it");
     assert_eq!(postgres::psql(&url, may_read).expect("an answer"), "t");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_read_a_view_alone_reads_it() {
+    let (postgres, _database) = migrated().await;
+    let views = ["latest_positions", "user_days", "cell_hours", "encounters"];
+    postgres.psql("create role dashboard; grant usage on schema nearby to dashboard").expect("a role");
+    for view in views {
+        postgres.psql(&format!("grant select on nearby.{view} to dashboard")).expect("a right");
+    }
+    for view in views {
+        let answer = postgres.psql(&format!("set role dashboard; select count(*) from nearby.{view}"));
+        assert_eq!(answer.expect("aggregates without the places").lines().last(), Some("0"), "{view}");
+    }
+    assert!(postgres.psql("set role dashboard; select count(*) from nearby.location_history").is_err());
+}
