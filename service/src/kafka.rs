@@ -312,15 +312,20 @@ impl Kafka {
             };
             let mut interval = tokio::time::interval(WATCH_INTERVAL);
             while stop.run_until_cancelled(interval.tick()).await.is_some() {
-                let asked = Arc::clone(&probe);
-                let asking = tokio::task::spawn_blocking(move || asked.metadata(None, REQUEST_TIMEOUT).map(drop));
-                match asking.await {
+                let (asked, kafka) = (Arc::clone(&probe), kafka.clone());
+                let asking = tokio::task::spawn_blocking(move || {
+                    let answer = asked.metadata(None, REQUEST_TIMEOUT).map(drop);
+                    // It may be the client that has nobody left to ask; see the lifelines.
+                    let next = if answer.is_ok() { asked } else { kafka.probe().map_or(asked, Arc::new) };
+                    (next, answer)
+                });
+                let answer = asking.await.map(|(next, answer)| {
+                    probe = next;
+                    answer
+                });
+                match answer {
                     Ok(Ok(())) => readiness.ready("kafka"),
-                    Ok(Err(because)) => {
-                        readiness.not_ready("kafka", because);
-                        // It may be the client that has nobody left to ask; see the lifelines.
-                        probe = kafka.probe().map_or(probe, Arc::new);
-                    }
+                    Ok(Err(because)) => readiness.not_ready("kafka", because),
                     Err(because) => readiness.not_ready("kafka", because.to_string()),
                 }
             }
