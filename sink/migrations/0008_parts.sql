@@ -60,36 +60,8 @@ CROSS JOIN LATERAL (
     GROUP BY user_id
 ) AS of_day;
 
--- The same of one day, by itself. Not in the view: who calls a function in a view needs rights on what it reads.
-CREATE FUNCTION nearby.user_days_from(midnight timestamptz)
-RETURNS TABLE (user_id bigint, fixes bigint, distance_m double precision, first_at timestamptz, last_at timestamptz)
-LANGUAGE sql STABLE PARALLEL SAFE
-AS $$
-    SELECT
-        user_id,
-        count(*) AS fixes,
-        coalesce(sum(nearby.distance_m(lat_before, lon_before, lat, lon)), 0) AS distance_m,
-        min(reported_at) AS first_at,
-        max(reported_at) AS last_at
-    FROM (
-        SELECT
-            user_id, reported_at, lat, lon,
-            lag(lat) OVER day_of_user AS lat_before,
-            lag(lon) OVER day_of_user AS lon_before
-        FROM (
-            SELECT DISTINCT ON (user_id, reported_at) user_id, reported_at, lat, lon
-            FROM nearby.location_history
-            WHERE lat IS NOT NULL AND reported_at >= midnight AND reported_at < midnight + interval '24 hours'
-            ORDER BY user_id, reported_at, kafka_offset DESC
-        ) AS fix
-        WINDOW day_of_user AS (PARTITION BY user_id ORDER BY reported_at)
-    ) AS leg
-    GROUP BY user_id
-$$;
-
-COMMENT ON FUNCTION nearby.user_days_from IS 'The rows of user_days of the 24 hours from a moment on.';
-
--- A plan for each day: it reads the day's partition from end to end, where one for any day would go through the index.
+-- The query of the view with the day as a value: each day's plan reads its partition from end to end, where one for any day would go
+-- through the index. Not a function that both call: who reads a view needs no rights on what it reads, but on what its functions read.
 CREATE FUNCTION nearby.user_days_part(from_day date, to_day date, part integer)
 RETURNS SETOF nearby.user_days
 LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000000 ROWS 100000
@@ -107,9 +79,28 @@ BEGIN
         SELECT nearby.stretches(from_day::timestamp AT TIME ZONE 'UTC', to_day::timestamp AT TIME ZONE 'UTC', interval '24 hours')
     LOOP
         RETURN QUERY
-        SELECT user_id, (midnight AT TIME ZONE 'UTC')::date, fixes, distance_m, first_at, last_at
-        FROM nearby.user_days_from(midnight)
-        WHERE abs(user_id % parts) = part;
+        SELECT
+            user_id,
+            (midnight AT TIME ZONE 'UTC')::date,
+            count(*),
+            coalesce(sum(nearby.distance_m(lat_before, lon_before, lat, lon)), 0),
+            min(reported_at),
+            max(reported_at)
+        FROM (
+            SELECT
+                user_id, reported_at, lat, lon,
+                lag(lat) OVER day_of_user AS lat_before,
+                lag(lon) OVER day_of_user AS lon_before
+            FROM (
+                SELECT DISTINCT ON (user_id, reported_at) user_id, reported_at, lat, lon
+                FROM nearby.location_history
+                WHERE lat IS NOT NULL AND reported_at >= midnight AND reported_at < midnight + interval '24 hours'
+                    AND abs(user_id % parts) = part
+                ORDER BY user_id, reported_at, kafka_offset DESC
+            ) AS fix
+            WINDOW day_of_user AS (PARTITION BY user_id ORDER BY reported_at)
+        ) AS leg
+        GROUP BY user_id;
     END LOOP;
 END
 $$;

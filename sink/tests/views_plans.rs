@@ -163,52 +163,54 @@ fn by_several_processes(postgres: &Postgres, helpers: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn encounters_between_any_two_times_are_those_of_the_view() {
-    let postgres = a_week().await;
-    for (from, to, some) in [
-        ("-infinity", "infinity", true),
-        ("2025-01-01 00:00+00", "2027-01-01 00:00+00", true),
-        ("2026-01-07 00:00+00", "2026-01-08 00:00+00", true),
-        // Slots begin at whole tens of minutes, times of questions anywhere.
-        ("2026-01-07 19:03+00", "2026-01-07 20:47+00", true),
-        ("2026-01-07 20:00+00", "2026-01-07 20:00:00.000001+00", true),
-        ("2026-01-07 20:01+00", "2026-01-07 20:09+00", false),
-        ("2026-01-08 00:00+00", "2026-01-07 00:00+00", false),
-        ("2026-02-01 00:00+00", "infinity", false),
-        ("infinity", "-infinity", false),
-    ] {
-        let between = format!("select * from nearby.encounters_between('{from}', '{to}')");
-        let view = format!("select * from nearby.encounters where slot >= '{from}' and slot < '{to}'");
-        let counts = compared(&postgres, &between, &view);
-        assert_eq!((counts[1] > 0, counts[2], counts[3]), (some, 0, 0), "from {from} to {to}");
-    }
-    let unknown = "select count(*) from nearby.encounters_between(null, 'infinity')";
-    assert_eq!(postgres.psql(unknown).expect("a count"), "0");
-    postgres.psql("truncate nearby.location_history").expect("no history");
-    let of_nothing = "select count(*) from nearby.encounters_between('-infinity', 'infinity')";
-    assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
+    between_any_two_is_the_view(
+        ("encounters_between", "encounters", "slot"),
+        &[
+            ("-infinity", "infinity", true),
+            ("2025-01-01 00:00+00", "2027-01-01 00:00+00", true),
+            ("2026-01-07 00:00+00", "2026-01-08 00:00+00", true),
+            // Slots begin at whole tens of minutes, times of questions anywhere.
+            ("2026-01-07 19:03+00", "2026-01-07 20:47+00", true),
+            ("2026-01-07 20:00+00", "2026-01-07 20:00:00.000001+00", true),
+            ("2026-01-07 20:01+00", "2026-01-07 20:09+00", false),
+            ("2026-01-08 00:00+00", "2026-01-07 00:00+00", false),
+            ("2026-02-01 00:00+00", "infinity", false),
+            ("infinity", "-infinity", false),
+        ],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn user_days_between_any_two_days_are_those_of_the_view() {
+    between_any_two_is_the_view(
+        ("user_days_between", "user_days", "day"),
+        &[
+            ("-infinity", "infinity", true),
+            ("2025-01-01", "2027-01-01", true),
+            ("2026-01-07", "2026-01-08", true),
+            ("2026-01-08", "2026-01-07", false),
+            ("2026-02-01", "infinity", false),
+            ("infinity", "-infinity", false),
+        ],
+    )
+    .await;
+}
+
+/// From when, to when, and whether there is anything.
+async fn between_any_two_is_the_view((function, view, column): (&str, &str, &str), cases: &[(&str, &str, bool)]) {
     let postgres = a_week().await;
-    for (from, to, some) in [
-        ("-infinity", "infinity", true),
-        ("2025-01-01", "2027-01-01", true),
-        ("2026-01-07", "2026-01-08", true),
-        ("2026-01-08", "2026-01-07", false),
-        ("2026-02-01", "infinity", false),
-        ("infinity", "-infinity", false),
-    ] {
-        let between = format!("select * from nearby.user_days_between('{from}', '{to}')");
-        let view = format!("select * from nearby.user_days where day >= '{from}' and day < '{to}'");
+    for (from, to, some) in cases {
+        let between = format!("select * from nearby.{function}('{from}', '{to}')");
+        let view = format!("select * from nearby.{view} where {column} >= '{from}' and {column} < '{to}'");
         let counts = compared(&postgres, &between, &view);
-        assert_eq!((counts[1] > 0, counts[2], counts[3]), (some, 0, 0), "from {from} to {to}");
+        assert_eq!((counts[1] > 0, counts[2], counts[3]), (*some, 0, 0), "from {from} to {to}");
     }
-    let unknown = "select count(*) from nearby.user_days_between(null, 'infinity')";
-    assert_eq!(postgres.psql(unknown).expect("a count"), "0");
+    let unknown = format!("select count(*) from nearby.{function}(null, 'infinity')");
+    assert_eq!(postgres.psql(&unknown).expect("a count"), "0");
     postgres.psql("truncate nearby.location_history").expect("no history");
-    let of_nothing = "select count(*) from nearby.user_days_between('-infinity', 'infinity')";
-    assert_eq!(postgres.psql(of_nothing).expect("a count"), "0");
+    let of_nothing = format!("select count(*) from nearby.{function}('-infinity', 'infinity')");
+    assert_eq!(postgres.psql(&of_nothing).expect("a count"), "0");
 }
 
 /// How many rows two queries have, and how many only the first and only the second.
