@@ -271,10 +271,7 @@ impl Pipeline {
 
     fn restart_feed(&mut self) -> Result<(), SinkError> {
         self.feed = None;
-        let from = |(partition, next): (i32, Option<i64>)| {
-            let last = self.marks.get(&partition).map(|mark| mark.offset).filter(|last| next == Some(last + 1));
-            (partition, last.or(next))
-        };
+        let from = |(partition, next)| (partition, self.written_last(partition, next).or(next));
         let partitions: Vec<_> = self.course.batcher().next_offsets().into_iter().map(from).collect();
         if !partitions.is_empty() {
             let (kafka, topic) = (&self.around.kafka, self.topic.clone());
@@ -304,25 +301,30 @@ impl Pipeline {
         self.lag.written(held);
     }
 
+    /// Where the record is that was written last, if it comes right before the next one and was not compared yet: a feed begins there.
+    fn written_last(&self, partition: i32, next: Option<i64>) -> Option<i64> {
+        self.marks.get(&partition).map(|mark| mark.offset).filter(|last| next == Some(last + 1))
+    }
+
     /// The record that was written last may be gone, and what comes next not: then it is not looked at.
     async fn offset_refused(&mut self, reason: String) -> Result<(), SinkError> {
-        let began = self.course.batcher().next_offsets().into_iter().filter_map(|(partition, next)| {
-            let mark = self.marks.get(&partition).filter(|mark| next == Some(mark.offset + 1))?;
-            Some((partition, mark.offset))
-        });
-        let (reader, began) = (self.feed.as_ref().map(Feed::reader), began.collect::<Vec<_>>());
+        let next_offsets = self.course.batcher().next_offsets().into_iter();
+        let last = |(partition, next)| Some((partition, self.written_last(partition, next)?));
+        let (reader, last) = (self.feed.as_ref().map(Feed::reader), next_offsets.filter_map(last).collect::<Vec<_>>());
         // `None`: no broker says it.
         let look = move || {
-            let gone = began.into_iter().map(|(partition, offset)| {
+            let mut gone = Vec::new();
+            for (partition, offset) in last {
                 let (first, end) = reader.as_ref()?.watermarks(partition).ok()?;
-                Some((offset < first || offset >= end).then_some(partition))
-            });
-            gone.collect::<Option<Vec<Option<i32>>>>()
+                if !(first..end).contains(&offset) {
+                    gone.push(partition);
+                }
+            }
+            Some(gone)
         };
         let stop = self.around.stop.clone();
         let Some(looked) = stop.run_until_cancelled(tokio::task::spawn_blocking(look)).await else { return Ok(()) };
         let Some(gone) = looked.ok().flatten() else { return self.restart_feed() };
-        let gone: Vec<i32> = gone.into_iter().flatten().collect();
         if gone.is_empty() {
             return Err(self.out_of_log(reason).await);
         }
