@@ -132,11 +132,8 @@ pub async fn run(settings: RunSettings) -> anyhow::Result<()> {
         let starting = start(&settings, listener, door, &kafka, &tokens, &readiness, &stop);
         tokio::try_join!(database(given_database), starting)
     };
-    let Some(started) = stop.run_until_cancelled(starting).await else {
-        // Stopped while starting: the keeper of an embedded database sees that we are gone.
-        return Ok(());
-    };
-    let (database, mut services) = started?;
+    // If stopped meanwhile, the keeper of an embedded database sees that we are gone.
+    let (database, mut services) = unless_stopped(&stop, starting).await?;
     println!("database {}", database.url);
     let sink = nearby_sink::run(
         settings.sink.clone(),

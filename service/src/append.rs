@@ -9,10 +9,10 @@
 
 use crate::kafka::Kafka;
 use crate::lifelines;
+use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -59,7 +59,6 @@ impl Future for Acknowledged {
 #[derive(Clone)]
 pub struct Appender {
     kafka: Kafka,
-    config: Arc<ClientConfig>,
     current: Arc<RwLock<Current>>,
 }
 
@@ -112,10 +111,8 @@ impl Appender {
     /// # Errors
     /// What librdkafka says.
     pub fn new(kafka: &Kafka) -> Result<Appender, KafkaError> {
-        let config = kafka.writer_config();
-        let current = Current { producer: producer(kafka, &config)?, since: Instant::now() };
-        let config = Arc::new(config);
-        Ok(Appender { kafka: kafka.clone(), config, current: Arc::new(RwLock::new(current)) })
+        let current = Current { producer: producer(kafka)?, since: Instant::now() };
+        Ok(Appender { kafka: kafka.clone(), current: Arc::new(RwLock::new(current)) })
     }
 
     /// Appends all records, in order per partition; the future ends when all are acknowledged or one has failed for good.
@@ -166,7 +163,7 @@ impl Appender {
         current.since = Instant::now();
         let because = current.producer.client().fatal_error();
         tracing::error!(?because, "the Kafka producer has failed for good: going on with a new one");
-        match producer(&self.kafka, &self.config) {
+        match producer(&self.kafka) {
             Ok(new) => retire(std::mem::replace(&mut current.producer, new)),
             Err(error) => tracing::error!(%error, "no new Kafka producer"),
         }
@@ -190,8 +187,8 @@ impl Current {
     }
 }
 
-fn producer(kafka: &Kafka, config: &ClientConfig) -> Result<Arc<ThreadedProducer<Acknowledgements>>, KafkaError> {
-    let producer = Arc::new(config.create_with_context(Acknowledgements)?);
+fn producer(kafka: &Kafka) -> Result<Arc<ThreadedProducer<Acknowledgements>>, KafkaError> {
+    let producer = Arc::new(kafka.writer_config().create_with_context(Acknowledgements)?);
     lifelines::hold_producer(kafka, &kafka.topics.dead_letters(), &producer);
     Ok(producer)
 }
